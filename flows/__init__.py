@@ -1,0 +1,1 @@
+"""When things run: Prefect flows, schedules, the command line."""

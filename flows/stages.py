@@ -1,0 +1,146 @@
+"""The stages as Prefect task runs: a task run a shard, with retries; a stop request is never retried.
+
+What is cached is decided by each stage's fingerprint (`tasks.stage`), not by Prefect.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import wait
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import stop
+from flows.progress import Step, Tracker
+from flywheel import params as parameters
+from flywheel.errors import FlywheelError, InputError, Interrupted
+from flywheel.params import Params
+from storage import ledger
+from storage.layout import Layout
+from tasks.stage import Hooks, Report
+
+_POLL_SECONDS = 0.1
+_END_SECONDS = 10.0
+Whole = Callable[[Params, Layout, Hooks], Report]
+
+
+def worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
+    """Retry what may go away by itself: not a stop request, nor input that will be as wrong the next time."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, Interrupted | InputError | AssertionError)
+
+
+@task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
+def whole(stage: str, root: str, tracker: Any) -> Report:
+    """One stage in one task run."""
+    layout, params = _read(root)
+    run: Whole = importlib.import_module(f"tasks.{stage}").run
+    return run(params, layout, _hooks(params, stage, tracker))
+
+
+@task(name="shard", task_run_name="{stage} {shard}/{shards}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
+def one_shard(stage: str, root: str, shard: int, shards: int, tell: Any) -> Report:
+    """One shard of a stage, in this process."""
+    layout, params = _read(root)
+    module = importlib.import_module(f"tasks.{stage}")
+    report: Report = module.run_shard(params, layout, shard, shards, Hooks(tell, stop.check))
+    return report
+
+
+@task(name="shard", task_run_name="{stage} {shard}/{shards}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
+def one_shard_apart(stage: str, root: str, shard: int, shards: int, tell: Any) -> None:
+    """One shard in a process of its own, which a stop request can end at any moment: finished units stay."""
+    command = [sys.executable, "-P", "-m", f"tasks.{stage}", "--shard", f"{shard}/{shards}"]
+    child = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(child.stderr or []), daemon=True)
+    reader.start()
+    try:
+        while child.poll() is None:
+            stop.check()
+            time.sleep(_POLL_SECONDS)
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        reader.join()
+    if child.returncode:
+        kind = InputError if child.returncode == InputError.exit_code else FlywheelError
+        raise kind(f"{stage} shard {shard}/{shards} ended with {child.returncode}: {''.join(said[-20:]).strip()}")
+    tell(1, 1)
+
+
+def run_whole(stage: str, layout: Layout, params: Params, tracker: Tracker) -> Report:
+    """Run a stage that is not cut, and write its row of the ledger."""
+    tracker.step(Step(params.generation, stage))
+    report = whole.with_options(retries=params.execution.retries)(stage, str(layout.root), tracker)
+    return _account(layout, tracker, report)
+
+
+def run_sharded(stage: str, layout: Layout, params: Params, tracker: Tracker) -> Report:
+    """Run a stage's shards, one at a time or several at once, then join them."""
+    execution = params.execution
+    shards = execution.shards
+    tracker.step(Step(params.generation, stage))
+    if execution.runner == "serial":
+        done_before = 0
+        for shard in range(shards):
+
+            def tell(done: int, total: int, shard: int = shard) -> None:
+                # Shards differ by one unit at most; the sum over all is known only to the last.
+                tracker.step(Step(params.generation, stage, done_before + done, total * shards))
+
+            report = one_shard.with_options(retries=execution.retries)(stage, str(layout.root), shard, shards, tell)
+            done_before += report.rows_in
+    else:
+        finished = 0
+
+        def count(_done: int, _total: int) -> None:
+            nonlocal finished
+            finished += 1
+            tracker.step(Step(params.generation, stage, finished, shards))
+
+        with ThreadPoolTaskRunner(max_workers=execution.workers) as runner:
+            shard_task = one_shard_apart.with_options(retries=execution.retries)
+            futures = [
+                runner.submit(shard_task, {"stage": stage, "root": str(layout.root), "shard": shard, "shards": shards,
+                                           "tell": count})
+                for shard in range(shards)
+            ]  # fmt: skip
+            wait(futures)
+            for future in futures:
+                future.result()
+    module = importlib.import_module(f"tasks.{stage}")
+    return _account(layout, tracker, module.finish(params, layout))
+
+
+def _account(layout: Layout, tracker: Tracker, report: Report) -> Report:
+    if not report.reused or not any(row["stage"] == report.stage for row in ledger.read(layout, report.generation)):
+        ledger.record(layout, report.ledger_row())
+    tracker.finished(report)
+    return report
+
+
+def _read(root: str) -> tuple[Layout, Params]:
+    layout = Layout(Path(root))
+    return layout, parameters.load(layout.params)
+
+
+def _hooks(params: Params, stage: str, tracker: Tracker) -> Hooks:
+    def tell(done: int, total: int) -> None:
+        tracker.step(Step(params.generation, stage, done, total))
+
+    return Hooks(tell, stop.check)

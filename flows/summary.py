@@ -1,0 +1,146 @@
+"""What a campaign came to, in one sentence and a table: did the student overtake the search, and when is that paid back?
+
+Read from the tables of the registry's head: paired by problem on test, intervals clustered by the problems' groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flywheel.evaluation import intervals
+from flywheel.evaluation.intervals import Interval
+from flywheel.scaling.amortization import BreakEven, SearchCurve, at_budgets, at_equal_accuracy
+from storage.registry import Registry
+from storage.views import query
+
+_OUTCOMES = """
+    SELECT generation, problem_id, "group", metric, budget, value, flops
+    FROM outcomes WHERE split = 'test' AND generation IN ({first}, {last})
+    ORDER BY problem_id, metric, budget
+"""
+_SPENT = """
+    SELECT stage, sum(flops_policy + flops_prefill + flops_reward + flops_training + flops_padding) AS flops
+    FROM ledger WHERE stage IN ('generate', 'train', 'evaluate') AND generation > {first} AND generation <= {last}
+    GROUP BY stage
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Figures of a registry; FLOPs are executed ones, padding included. `difference` is student minus search."""
+
+    generation: int
+    budget: int
+    student: Interval
+    search: Interval
+    difference: Interval
+    investment_flops: float
+    """Search and training of all generations after the first, up to the student's."""
+    evaluation_flops: float
+    break_even: BreakEven
+    at_budgets: list[BreakEven]
+    sentence: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON; `break_even` is the row at equal accuracy followed by one a budget."""
+        values = asdict(self)
+        values["break_even"] = [
+            {"comparison": "at equal accuracy", **asdict(self.break_even)},
+            *({"comparison": f"a search of {row.budget:.0f}", **asdict(row)} for row in self.at_budgets),
+        ]
+        del values["at_budgets"]
+        return values
+
+
+def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Summary | None:
+    """Compare the champion at the head with generation 0's search of `budget` samples; None before generation 1.
+
+    `rows` is `history(registry)`.
+    """
+    line = [row for row in rows if row["status"] != "abandoned"]
+    if len(line) < 2:
+        return None
+    first, last = line[0]["generation"], line[-1]["champion"]
+    if isinstance(last, dict):
+        last = last["generation"]
+    if last == first:
+        last = line[-1]["generation"]
+    outcomes = list(query(registry, _OUTCOMES.format(first=first, last=last)).rows)
+    cells = {(row["generation"], row["problem_id"], row["metric"], row["budget"]): row for row in outcomes}
+    problems = sorted({row["problem_id"] for row in outcomes})
+    best = "best" if any(row["metric"] == "best" for row in outcomes) else "oracle"
+    budgets = sorted({row["budget"] for row in outcomes if row["metric"] == best})
+    budget = max((held for held in budgets if held <= budget), default=budgets[0])
+    groups = [cells[last, problem, "greedy", 1]["group"] for problem in problems]
+    student = [cells[last, problem, "greedy", 1] for problem in problems]
+    search = [cells[first, problem, best, budget] for problem in problems]
+    difference = intervals.mean(
+        [mine["value"] - theirs["value"] for mine, theirs in zip(student, search, strict=True)], groups
+    )
+    # Generations off the line cost too: a rolled-back one was paid for.
+    spent = {row["stage"]: row["flops"] for row in query(registry, _SPENT.format(first=first, last=last)).rows}
+    investment = spent.get("generate", 0.0) + spent.get("train", 0.0)
+    curve = _curve(cells, problems, first)
+    accuracy, price = _mean(student, "value"), _mean(student, "flops")
+    student_share = intervals.share([row["value"] for row in student], groups)
+    search_share = intervals.share([row["value"] for row in search], groups)
+    even = at_equal_accuracy(curve, accuracy, price, investment)
+    return Summary(
+        generation=last,
+        budget=budget,
+        student=student_share,
+        search=search_share,
+        difference=difference,
+        investment_flops=investment,
+        evaluation_flops=spent.get("evaluate", 0.0),
+        break_even=even,
+        at_budgets=at_budgets(curve, budgets, accuracy, price, investment),
+        sentence=_sentence(last, first, budget, student_share, search_share, difference, investment, even),
+    )
+
+
+def _curve(cells: dict[Any, dict[str, Any]], problems: list[str], first: int) -> SearchCurve:
+    """Generation 0's search: right samples a problem, and mean prices of the prompt and of a sample."""
+    samples = max(budget for generation, _, metric, budget in cells if generation == first and metric == "right")
+    totals = [cells[first, problem, "right", samples] for problem in problems]
+    ones = [cells[first, problem, "pass", 1] for problem in problems if (first, problem, "pass", 1) in cells]
+    whole = _mean(totals, "flops")
+    # Price of k samples is prompt + k * sample; two budgets give the two unknowns.
+    sample = (whole - _mean(ones, "flops")) / (samples - 1) if ones and samples > 1 else whole / samples
+    prompt = max(0.0, whole - samples * sample)
+    return SearchCurve(samples, tuple(int(row["value"]) for row in totals), prompt, sample)
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return float(sum(row[key] for row in rows) / len(rows))
+
+
+def _sentence(
+    last: int,
+    first: int,
+    budget: int,
+    student: Interval,
+    search: Interval,
+    difference: Interval,
+    investment: float,
+    even: BreakEven,
+) -> str:
+    verdict = (
+        "beats" if difference.low > 0 else "falls short of" if difference.high < 0 else "cannot be told apart from"
+    )
+    if even.queries is None:
+        paid = "no number of queries pays it back, since the search is the cheaper one"
+    elif even.reached:
+        paid = f"it pays for itself after {even.queries:,.0f} queries, at equal accuracy"
+    else:
+        paid = (
+            f"it pays for itself after at most {even.queries:,.0f} queries "
+            f"(a search of {even.budget:.0f} reaches only {even.search_accuracy:.1%})"
+        )
+    return (
+        f"The student of generation {last}, answering at once, {verdict} generation {first} with a search of {budget}: "
+        f"{student.value:.1%} against {search.value:.1%} of {student.count} test problems "
+        f"(difference {100 * difference.value:+.1f} points, 95 % interval {100 * difference.low:+.1f} to "
+        f"{100 * difference.high:+.1f}); the search and training cost {investment:.3g} FLOPs; {paid}."
+    )

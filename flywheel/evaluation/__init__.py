@@ -1,0 +1,1 @@
+"""Measuring a student: accuracy at each runtime budget, intervals, collapse, and who is champion."""

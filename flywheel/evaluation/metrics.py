@@ -1,0 +1,92 @@
+"""Accuracy of one problem's attempts at each runtime budget.
+
+    greedy        the likeliest answer is right
+    pass@k        k samples hold a right one: unbiased from n >= k samples (Chen et al. 2021, eq. 1)
+    best@k        of the first k samples, the first of the highest reward is right
+    majority@k    of the first k samples, the largest group of equal answers is right
+
+Budgets below n take the first k samples, so that groups stay whole. Where the reward needs the reference answer,
+`best@k` could not be had at run time and is named `oracle@k`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flywheel.records import Attempt
+from flywheel.rewards.vote import majority
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Probability that k of n samples, drawn without replacement, hold a right one: 1 - prod(1 - k/i)."""
+    if not 0 <= right <= samples or k < 1:
+        raise ValueError(f"got samples={samples}, right={right}, k={k}; expected 0 <= right <= samples and k >= 1")
+    if samples < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples, got {samples}; sample more or lower the budget")
+    if samples - right < k:
+        return 1.0
+    missed = 1.0
+    for i in range(samples - right + 1, samples + 1):
+        missed *= 1.0 - k / i
+    return 1.0 - missed
+
+
+def best_of(rewards: Sequence[float | None]) -> int | None:
+    """Index of the first attempt of the highest reward; attempts without one (timeouts) do not stand."""
+    standing = [(reward, -index) for index, reward in enumerate(rewards) if reward is not None]
+    return -max(standing)[1] if standing else None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one snapshot made of one problem at one budget. `value` is in 0..1, `right` a count."""
+
+    problem_id: str
+    group: str
+    metric: str
+    budget: int
+    value: float
+    flops: float
+
+
+def outcomes(
+    problem_id: str,
+    group: str,
+    greedy: Attempt,
+    attempts: Sequence[Attempt],
+    right: Sequence[bool],
+    budgets: Sequence[int],
+    prefill_flops: float,
+    needs_reference: bool,
+) -> list[Outcome]:
+    """All metrics of one problem. `right` says which attempts an exact check calls right; `greedy` is judged by reward.
+
+    FLOPs are what answering at that budget takes: the shared prompt, and the first k samples.
+    """
+    found = [
+        Outcome(problem_id, group, "greedy", 1, float(greedy.reward or 0.0), prefill_flops + greedy.flops_policy),
+        Outcome(problem_id, group, "right", len(attempts), float(sum(right)), _spent(attempts, prefill_flops)),
+    ]
+    best_name = "oracle" if needs_reference else "best"
+    for budget in budgets:
+        first = attempts[:budget]
+        flops = _spent(first, prefill_flops)
+        best = best_of([attempt.reward for attempt in first])
+        vote = majority([attempt.answer for attempt in first])
+        values = {
+            "pass": pass_at_k(len(attempts), sum(right), budget),
+            best_name: float(best is not None and right[best]),
+            "majority": float(vote is not None and right[vote]),
+        }
+        found += [Outcome(problem_id, group, name, budget, value, flops) for name, value in values.items()]
+    return found
+
+
+def metric_key(metric: str, budget: int) -> str:
+    """`greedy`, `pass@16`, ..."""
+    return metric if metric == "greedy" else f"{metric}@{budget}"
+
+
+def _spent(attempts: Sequence[Attempt], prefill_flops: float) -> float:
+    return prefill_flops + sum(attempt.flops_policy + attempt.flops_reward for attempt in attempts)

@@ -1,0 +1,1 @@
+"""Models: made, loaded, saved, named by their weights, and sampled from."""

@@ -1,0 +1,166 @@
+"""The language of Countdown answers and its strict, exact checker. A parser of its own: nothing is evaluated as code.
+
+    answer  := line { newline line }
+    line    := sum "=" value
+    sum     := product { ("+" | "-") product }
+    product := factor { ("*" | "/") factor }
+    factor  := number | "(" sum ")"
+    number  := ["-"] digits                 a number at hand: of the hand, or the result of an earlier line
+    value   := ["-"] digits ["/" digits]    the exact result, as an integer or a fraction
+
+Each line takes the numbers it uses from those at hand and puts its result back. An answer is right if every stated
+result is exact, every number at hand is used exactly once, and the one number left is the target. `8 * 3 = 24` is the
+usual line; a whole solution on one line, with parentheses, is as good. Arithmetic is rational throughout.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_TOKEN = re.compile(r"\s*(?:(?P<digits>\d+)|(?P<symbol>[-+*/()=]))", re.ASCII)
+_VALUE = re.compile(r"\s*(-?\d+)(?:/(\d+))?\s*", re.ASCII)
+_LONGEST_NUMBER = 12
+_DEEPEST = 50
+
+
+class Malformed(ValueError):
+    """The text is no sentence of the grammar, or a number is not at hand. Carries the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A value and how it was made; `operands` is empty for a number of the hand."""
+
+    value: Fraction
+    operator: str = ""
+    operands: tuple[Expression, ...] = ()
+
+
+def canonical(expression: Expression) -> str:
+    """Normal form: sums and products are flattened and sorted, so `3 * 8 - 5` and `-5 + 8 * 3` are one solution."""
+    if not expression.operands:
+        return str(expression.value)
+    additive = expression.operator in "+-"
+    terms: list[tuple[str, bool]] = []
+    _flatten(expression, additive, False, terms)
+    plus, minus = ("+", "-") if additive else ("*", "/")
+    return "(" + "".join((minus if inverse else plus) + text for text, inverse in sorted(terms)) + ")"
+
+
+def _flatten(expression: Expression, additive: bool, inverse: bool, terms: list[tuple[str, bool]]) -> None:
+    if expression.operands and (expression.operator in "+-") == additive:
+        left, right = expression.operands
+        _flatten(left, additive, inverse, terms)
+        _flatten(right, additive, inverse != (expression.operator in "-/"), terms)
+    else:
+        terms.append((canonical(expression), inverse))
+
+
+def combine(operator: str, left: Expression, right: Expression) -> Expression:
+    """Apply an operator exactly. Raises Malformed on division by zero."""
+    a, b = left.value, right.value
+    if operator == "+":
+        value = a + b
+    elif operator == "-":
+        value = a - b
+    elif operator == "*":
+        value = a * b
+    elif b == 0:
+        raise Malformed("division by zero")
+    else:
+        value = a / b
+    return Expression(value, operator, (left, right))
+
+
+def follow(hand: list[int], text: str) -> list[Expression]:
+    """Follow an answer line by line; returns what is at hand after the last. Raises Malformed with the reason."""
+    at_hand = [Expression(Fraction(number)) for number in hand]
+    lines = text.strip().splitlines()
+    if not lines:
+        raise Malformed("empty answer")
+    for number, line in enumerate(lines, 1):
+        left, equals, right = line.rpartition("=")
+        stated = _VALUE.fullmatch(right)
+        if not equals or stated is None or (stated[2] is not None and int(stated[2]) == 0):
+            raise Malformed(f"line {number} does not end in '= result'")
+        result = _Parser(left, at_hand).parse()
+        if result.operator == "":
+            raise Malformed(f"line {number} has no operation")
+        if result.value != Fraction(int(stated[1]), int(stated[2] or 1)):
+            raise Malformed(f"line {number} states a wrong result")
+        at_hand.append(result)
+    return at_hand
+
+
+class _Parser:
+    """Recursive descent over one line's left side. Numbers are taken out of `at_hand` as they are read."""
+
+    def __init__(self, text: str, at_hand: list[Expression]) -> None:
+        self._tokens = _tokenise(text)
+        self._position = 0
+        self._at_hand = at_hand
+        self._depth = 0
+
+    def parse(self) -> Expression:
+        result = self._sum()
+        if self._peek() is not None:
+            raise Malformed(f"unexpected {self._peek()!r}")
+        return result
+
+    def _peek(self) -> str | None:
+        return self._tokens[self._position] if self._position < len(self._tokens) else None
+
+    def _take(self) -> str | None:
+        token = self._peek()
+        self._position += 1
+        return token
+
+    def _sum(self) -> Expression:
+        result = self._product()
+        while self._peek() in {"+", "-"}:
+            result = combine(str(self._take()), result, self._product())
+        return result
+
+    def _product(self) -> Expression:
+        result = self._factor()
+        while self._peek() in {"*", "/"}:
+            result = combine(str(self._take()), result, self._factor())
+        return result
+
+    def _factor(self) -> Expression:
+        token = self._take()
+        if token == "(":
+            self._depth += 1
+            if self._depth > _DEEPEST:
+                raise Malformed("nested too deeply")
+            result = self._sum()
+            if self._take() != ")":
+                raise Malformed("unbalanced parentheses")
+            self._depth -= 1
+            return result
+        negative = token == "-"
+        if negative:
+            token = self._take()
+        if token is None or not token.isdigit():
+            raise Malformed("a number is missing" if token is None else f"unexpected {token!r}")
+        wanted = -int(token) if negative else int(token)
+        for index, expression in enumerate(self._at_hand):
+            if expression.value == wanted:
+                return self._at_hand.pop(index)
+        raise Malformed(f"{wanted} is not at hand")
+
+
+def _tokenise(text: str) -> list[str]:
+    tokens, position, text = [], 0, text.rstrip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise Malformed(f"unexpected {text[position:].strip()[:1]!r}")
+        token = match["digits"] or match["symbol"]
+        if len(token) > _LONGEST_NUMBER:
+            raise Malformed("a number of too many digits")
+        tokens.append(token)
+        position = match.end()
+    return tokens

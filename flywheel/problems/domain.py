@@ -1,0 +1,63 @@
+"""What a domain is, and how one is found by name.
+
+A new domain implements `Domain`; the conformance test in `tests/flywheel/test_domains.py` runs over every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from flywheel import params
+from flywheel.errors import ConfigError
+from flywheel.records import Problem, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a checker says of an answer."""
+
+    right: bool
+    answer: str | None
+    """Canonical form of a well-formed answer, right or wrong: equal solutions have equal forms. None if malformed."""
+    reason: str
+    """`right`, or what is wrong, in a few words."""
+
+
+class Domain(Protocol):
+    """A source of problems with an exact checker."""
+
+    name: str
+    version: int
+    needs_reference: bool
+    """Whether `check` looks at the problem's reference answer; if not, anyone can check an answer at run time."""
+
+    def problems(self, split: Split, count: int) -> list[Problem]:
+        """Up to `count` problems of a split, always the same ones, ordered by id."""
+
+    def prompt(self, problem: Problem) -> str:
+        """The text a model is given."""
+
+    def check(self, problem: Problem, output: str) -> Verdict:
+        """Judge an answer. Never raises: a malformed answer is a verdict."""
+
+    def steps(self, output: str) -> list[str]:
+        """An answer cut into the steps a search can stand on."""
+
+    def solutions(self, problem: Problem, count: int) -> list[str]:
+        """Up to `count` different right answers by the domain's own solver: seed labels and the ceiling."""
+
+    def vocabulary(self) -> Iterator[str]:
+        """Every word a model trained from scratch may need, for a word-level tokenizer."""
+
+
+def load(section: params.Problems) -> Domain:
+    """The domain that a `problems` section describes."""
+    if section.domain == "countdown":
+        from flywheel.problems.countdown import Countdown
+
+        return Countdown(
+            section.numbers, section.smallest, section.largest, section.largest_target, section.shares
+        )
+    raise ConfigError([f"problems.domain: got {section.domain!r}; known: countdown"])

@@ -1,0 +1,148 @@
+"""The nouns: problems, attempts, labels, snapshots, evaluations, and the digests that name them.
+
+Rows carry no clock times and no machine facts: the same inputs give the same bytes. Those facts belong to the ledger
+and to MLflow. The columns of each table are in `storage.schemas`; a record here holds what its table row holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Split = Literal["train", "valid", "test"]
+StopReason = Literal["eos", "length", "finished"]
+"""`eos`: the model ended its answer; `length`: the token limit cut it; `finished`: a solver or engine, no tokens."""
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def digest(*parts: Any) -> str:
+    """128-bit digest of the parts, 32 lower-case hex digits. Parts are JSON values; their order and types matter."""
+    return hashlib.blake2b(canonical_json(list(parts)).encode(), digest_size=16).hexdigest()
+Status = Literal["judged", "truncated", "malformed", "timeout"]
+"""`judged`: the reward saw a well-formed answer; `truncated`, `malformed`: there was none, reward 0; `timeout`: the
+judge did not finish, reward null, to be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something to solve. `group` is what intervals cluster by (Countdown: the hand)."""
+
+    problem_id: str
+    domain: str
+    domain_version: int
+    split: Split
+    difficulty: float
+    group: str
+    payload: dict[str, Any]
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One searched answer. FLOPs are this attempt's own; a prefill shared by a problem's attempts is a ledger row."""
+
+    attempt_id: str
+    problem_id: str
+    generation: int
+    teacher: str
+    searcher: str
+    search_params: dict[str, Any]
+    seed: int
+    index: int
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    output: str
+    token_ids: tuple[int, ...]
+    """The sampled tokens, the end token included where there was one."""
+    tokenizer: str
+    """Digest of the tokenizer that the ids belong to."""
+    steps: tuple[str, ...]
+    stop_reason: StopReason
+    status: Status
+    answer: str | None
+    """Canonical form of the answer, the key of votes and of dedupe; None where there is none to be had."""
+    reward: float | None
+    reward_source: str
+    step_rewards: tuple[float, ...]
+    flops_policy: float
+    flops_reward: float
+    tokens: int
+    log_probability: float | None = None
+    """Of the output under the distribution it was sampled from, in nats; None where there is no such thing."""
+
+
+def attempt_id(
+    problem_id: str, generation: int, teacher: str, searcher: str, search_params: dict[str, Any], seed: int, index: int
+) -> str:
+    """Names an attempt by everything that shaped it."""
+    return digest("attempt", problem_id, generation, teacher, searcher, search_params, seed, index)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Something to train on: prompt and completion with the very token ids they were sampled as."""
+
+    label_id: str
+    content_id: str
+    kind: Literal["policy", "process", "preference", "seed"]
+    problem_id: str
+    generation: int
+    teacher: str
+    searcher: str
+    reward: float
+    reward_source: str
+    weight: float
+    prompt: str
+    completion: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    tokenizer: str
+    parents: tuple[tuple[str, str], ...] = field(default=())
+    """(parent id, role) pairs; the `label_parents` table."""
+
+
+def content_id(problem_id: str, answer: str) -> str:
+    """Names what a label teaches: the problem and the canonical answer; the key of dedupe and of diffs."""
+    return digest("content", problem_id, answer)
+
+
+def label_id(parents: list[str], part: str, params: dict[str, Any], content: str) -> str:
+    """Names a label by its sorted parents, the part of them it is, how it was made, and its content id."""
+    return digest("label", sorted(parents), part, params, content)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A model, named by the digest of its weights. `verified` is false where there are no weights to hash."""
+
+    snapshot: str
+    role: Literal["policy", "reward", "solver"]
+    generation: int
+    initialised_from: str | None
+    params_digest: str
+    parameters: int
+    training_flops: float
+    verified: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One metric of one snapshot at one runtime budget, with a 95 % interval clustered by problem group."""
+
+    snapshot: str
+    generation: int
+    searcher: str
+    budget: int
+    split: Split
+    metric: str
+    value: float
+    low: float
+    high: float
+    count: int
+    flops_per_problem: float

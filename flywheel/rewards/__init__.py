@@ -1,0 +1,1 @@
+"""Judges: what an answer is worth."""

@@ -1,0 +1,1 @@
+"""What a FLOP buys: when a search pays for itself."""

@@ -1,0 +1,210 @@
+"""Before a generation runs: its number, the model it starts from, and the lineage it is told of.
+
+Every step can be killed and called again. What is decided stands in `.flywheel/state.json` before anything is written,
+so that a generation cut off anywhere goes on under its number and its run id.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flywheel.errors import FlywheelError, RegistryBusy, RegistryError
+from flywheel.params import Params, dump, folder_name
+from flywheel.records import digest
+from storage import cache, dvc, git, lock
+from storage.history import published, published_many, window
+from storage.layout import tag_name
+from storage.registry import json_text, read_state, write_state
+from storage.tables import replace_folder, replace_text
+
+if TYPE_CHECKING:
+    from storage.registry import Registry
+
+
+def begin(
+    registry: Registry,
+    params: Params,
+    make_base: Callable[[Path], str],
+    external_teacher: Callable[[str], tuple[str, bool]],
+    solver_snapshot: str,
+) -> Params:
+    """Ready the worktree for the next generation, or for the one that was cut off; the params that it must run with.
+
+    `make_base(folder)` writes the base model into the empty `folder` and returns its snapshot digest; called for
+    generation 0 only. `external_teacher(source)` returns (snapshot digest, verified) of `generate.teacher`.
+    An unfinished generation goes on with its number, run id and finished work if the recipe is the same (`execution`
+    and `campaign` apart); if the recipe changed it starts over under the same number. Raises RegistryBusy for tracked
+    files edited by hand, RegistryError where an ancestor's objects cannot be had.
+    """
+    with lock.ensure(registry, "prepare a generation"):
+        registry.check_clean()
+        entry = _decide(registry, params)
+        generation, parent = int(entry["generation"]), entry["parent"]
+        params = params.for_generation(generation, parent)
+        before = published(registry, parent) if parent is not None else None
+        _place_parent(registry, entry, before, make_base)
+        _write(registry.layout.params, dump(params))
+        documents = {
+            "teacher": _teacher(params, before, external_teacher, solver_snapshot),
+            "champion": _champion(registry, before),
+            "window": _window(registry, params),
+        }
+        for name, document in documents.items():
+            _write(registry.layout.lineage / f"{name}.json", json_text(document))
+        return params
+
+
+def unfinished(registry: Registry) -> dict[str, Any] | None:
+    """The generation in progress: {"generation", "parent", "run", "recipe"}; None if the last one was published."""
+    entry = read_state(registry).get("unfinished")
+    if not isinstance(entry, dict) or entry["generation"] in registry.generations():
+        return None
+    return entry
+
+
+def _decide(registry: Registry, params: Params) -> dict[str, Any]:
+    parent = registry.head_generation()
+    number = registry.next_generation()
+    if parent is None and number > 0:
+        raise RegistryBusy(
+            f"conflict: HEAD of {registry.root} holds no generation, although {tag_name(number - 1)} was published; "
+            f"return to the newest commit of the branch (`git -C {registry.root} reflog` lists where it stood)"
+        )
+    recipe = digest(params.model_dump(mode="json", exclude={"execution", "campaign", "generation", "folder", "parent"}))
+    entry = unfinished(registry)
+    if entry and (entry["generation"], entry["parent"], entry["recipe"]) == (number, parent, recipe):
+        return entry
+    if registry.layout.work(number).exists():
+        shutil.rmtree(registry.layout.work(number))
+    entry = {"generation": number, "parent": parent, "run": uuid.uuid4().hex, "recipe": recipe}
+    write_state(registry, unfinished=entry)
+    return entry
+
+
+def _place_parent(
+    registry: Registry, entry: dict[str, Any], before: dict[str, Any] | None, make_base: Callable[[Path], str]
+) -> None:
+    layout = registry.layout
+    pointer = registry.root / "parent.dvc"
+    if before is None:
+        ready = entry.get("base") and pointer.exists()
+        if ready and cache.holds(registry, layout.parent, cache.parent_output(pointer.read_text(encoding="utf-8"))):
+            return
+        draft = layout.tmp / f"base-{uuid.uuid4().hex[:8]}"
+        draft.mkdir(parents=True)
+        snapshot = make_base(draft)
+        if not any(draft.iterdir()):
+            raise FlywheelError(f"the base model {snapshot} has no files in {draft}; expected weights and a config")
+        replace_folder(draft, layout.parent, layout.tmp)
+        dvc.add(registry, "parent")
+        write_state(registry, unfinished={**entry, "base": snapshot})
+        return
+    champion = int(before["champion"]["generation"])
+    student = _student(registry, champion)
+    _write(pointer, cache.parent_text(student))
+    if cache.missing(registry, [student]) and dvc.remote(registry) is not None:
+        dvc.run(registry, "fetch", "-q", "parent.dvc")
+    if cache.missing(registry, [student]):
+        raise RegistryError(_gone(f"the student of {tag_name(champion)}, from which the next generation starts,"))
+    if not cache.holds(registry, layout.parent, student):
+        dvc.checkout(registry, "parent.dvc")
+
+
+def _gone(what: str) -> str:
+    return (
+        f"{what} is not in the cache and no remote has it; copy .dvc/cache from where it was made, "
+        "or name a remote that has it with `dvc remote add -d`"
+    )
+
+
+def _require_files(registry: Registry, files: list[dict[str, Any]]) -> None:
+    """Fetch older tables of which an object is not in the cache; raise RegistryError if they cannot be had."""
+
+    def absent() -> list[str]:
+        return [file["path"] for file in files if not cache.cache_path(registry, file["md5"]).exists()]
+
+    if absent() and dvc.remote(registry) is not None:
+        dvc.run(registry, "fetch", "-q", "--all-tags", "filter", "evaluate")
+    left = absent()
+    if left:
+        raise RegistryError(_gone(f"{left[0]} ({len(left)} file{'s' if len(left) > 1 else ''} of older generations)"))
+
+
+def _student(registry: Registry, generation: int) -> cache.Output:
+    text = git.read_many(registry.root, [f"{tag_name(generation)}:dvc.lock"])[0]
+    if text is None:
+        raise RegistryError(f"{tag_name(generation)} holds no dvc.lock; the tag was not made by Flywheel")
+    return cache.lock_outputs(text.decode())["student"]
+
+
+def _teacher(
+    params: Params,
+    before: dict[str, Any] | None,
+    external_teacher: Callable[[str], tuple[str, bool]],
+    solver_snapshot: str,
+) -> dict[str, Any]:
+    if before is None:
+        return _teacher_document("solver", solver_snapshot, None, "solver", True)
+    if params.generate.teacher == "champion":
+        champion = before["champion"]
+        source = f"{tag_name(champion['generation'])}/student"
+        return _teacher_document("champion", champion["snapshot"], champion["generation"], source, True)
+    snapshot, verified = external_teacher(params.generate.teacher)
+    return _teacher_document("external", snapshot, None, params.generate.teacher, verified)
+
+
+def _teacher_document(kind: str, snapshot: str, generation: int | None, source: str, verified: bool) -> dict[str, Any]:
+    return {"kind": kind, "snapshot": snapshot, "generation": generation, "source": source, "verified": verified}
+
+
+def _champion(registry: Registry, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The champion, what it reached on valid and, from its table `outcomes`, which valid problems it solves at once."""
+    if before is None:
+        return {"generation": None, "snapshot": None, "valid_greedy": {}, "metrics": None}
+    import pyarrow.parquet as pq
+
+    champion = before["champion"]
+    solved: dict[str, float] = {}
+    files = published(registry, champion["generation"])["tables"]["outcomes"]["files"]
+    _require_files(registry, files)
+    for file in files:
+        path = cache.cache_path(registry, file["md5"])
+        columns = ["problem_id", "split", "metric", "value", "snapshot"]
+        rows = pq.read_table(path, columns=columns, partitioning=None).to_pylist()
+        for row in rows:
+            if (row["metric"], row["split"], row["snapshot"]) == ("greedy", "valid", champion["snapshot"]):
+                solved[row["problem_id"]] = row["value"]
+    text = git.read_many(registry.root, [f"{tag_name(champion['generation'])}:metrics.json"])[0]
+    metrics = json.loads(text) if text is not None else {}
+    return {
+        "generation": champion["generation"],
+        "snapshot": champion["snapshot"],
+        "valid_greedy": solved,
+        "metrics": {name: metrics[name] for name in ("valid", "collapse") if name in metrics},
+    }
+
+
+def _window(registry: Registry, params: Params) -> dict[str, Any]:
+    """Labels tables of the generations before this one that its student may learn from, oldest first."""
+    older = window(registry, params.parent) if params.parent is not None else []
+    if params.filter.window is not None:
+        older = older[len(older) - min(len(older), params.filter.window - 1) :]
+    lineages = published_many(registry, older)
+    tables = {number: lineages[number]["tables"]["labels"]["files"] for number in older}
+    _require_files(registry, [file for files in tables.values() for file in files])
+    return {
+        "generations": [
+            {"generation": number, "folder": folder_name(number), "files": files} for number, files in tables.items()
+        ]
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file unless it says so already: an untouched file keeps its time stamp, and DVC its digest."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        replace_text(path, text)

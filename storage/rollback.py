@@ -1,0 +1,161 @@
+"""Going back to a published generation, and undoing that. Nothing is deleted and no number is used again.
+
+A rollback is a new commit with the target's recorded files (the ledger stays: spent is spent); the worktree's folders
+follow. What is intended stands in `.flywheel/state.json` from before the first change to after the last, so that a
+kill in between is finished or undone by `storage.recovery`. After a rollback from 7 to 4 the next generation is 8 with
+parent 4.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from flywheel.errors import FlywheelError, InputError, StorageFull
+from storage import cache, dvc, git, lock
+from storage.history import published_many, window
+from storage.layout import tag_name
+from storage.registry import RECORDED, read_state, require_generation, write_state
+
+if TYPE_CHECKING:
+    from storage.registry import Registry
+
+
+def plan(registry: Registry, generation: int) -> dict[str, Any]:
+    """What `rollback` to `generation` would do; changes nothing.
+
+    {"from", "to": generations, "rows_dropped", "rows_kept": label rows that later students no longer or still learn
+    from, "models_abandoned": snapshots, "alias": {"from", "to"}: the champion's generation, "bytes_to_fetch",
+    "unfinished": a generation in progress whose work would be dropped, or None, "undo": the command that takes it
+    back}. Raises InputError for a generation that was never published or is the current one.
+    """
+    current = registry.head_generation()
+    tag = require_generation(registry, generation)
+    if current is None or current == generation:
+        raise InputError(f"the registry already stands at {tag}; name an earlier generation to go back to")
+    old, new = window(registry, current), window(registry, generation)
+    lineages = published_many(registry, sorted({*old, *new}))
+    dropped = [number for number in old if number not in new]
+    entry = read_state(registry).get("unfinished")
+    absent = cache.missing(registry, _outputs(registry, tag))
+    return {
+        "from": current,
+        "to": generation,
+        "rows_dropped": sum(lineages[number]["labels"]["kept"] for number in dropped),
+        "rows_kept": sum(lineages[number]["labels"]["kept"] for number in new),
+        "models_abandoned": [lineages[number]["student"]["snapshot"] for number in dropped],
+        "alias": {
+            "from": lineages[current]["champion"]["generation"],
+            "to": lineages[generation]["champion"]["generation"],
+        },
+        "bytes_to_fetch": sum(output.size for output in absent),
+        "unfinished": entry["generation"] if entry else None,
+        "undo": "flywheel undo",
+    }
+
+
+def rollback(registry: Registry, generation: int, reason: str) -> dict[str, Any]:
+    """Go back to `generation`; what `plan` says, with "reason" and "commit".
+
+    Raises InputError as `plan` does and for an empty reason, RegistryBusy for files edited by hand, FlywheelError if
+    objects of the target can neither be found nor fetched. A generation in progress is dropped.
+    """
+    return _go(registry, generation, reason, None)
+
+
+def undo(registry: Registry) -> dict[str, Any]:
+    """Return to the generation that the last rollback left; as `rollback`. Each rollback is undone at most once.
+
+    Raises InputError where there is nothing to undo.
+    """
+    undone = set()
+    for commit in git.commits_with(registry.root, "Flywheel-Rollback"):
+        if "Flywheel-Undo" in commit.trailers:
+            undone.add(commit.trailers["Flywheel-Undo"])
+        elif commit.sha not in undone:
+            target = commit.trailers["Flywheel-Rollback"]
+            reason = f"undo of the rollback to {tag_name(int(target))}"
+            return _go(registry, int(commit.trailers["Flywheel-From"]), reason, commit.sha)
+    raise InputError("there is nothing to undo: no rollback was made since the last one was undone")
+
+
+def settle(registry: Registry) -> str | None:
+    """Finish a rollback that was cut off, if its commit exists, else take back what it had begun; what was done."""
+    intent = read_state(registry).get("rollback")
+    if intent is None:
+        return None
+    tag = tag_name(int(intent["to"]))
+    if git.attempt(registry.root, "rev-parse", "-q", "--verify", "HEAD^") == intent["base"]:
+        dvc.checkout(registry)
+        write_state(registry, rollback=None)
+        return f"finished the rollback to {tag}"
+    _restore(registry, "HEAD")
+    write_state(registry, rollback=None)
+    return f"took back a rollback to {tag} that was cut off before its commit; ask for it again"
+
+
+def _go(registry: Registry, generation: int, reason: str, undoes: str | None) -> dict[str, Any]:
+    if not reason.strip():
+        raise InputError("got an empty reason; say why, history keeps it (--reason TEXT)")
+    with lock.ensure(registry, f"roll back to {tag_name(generation)}"):
+        settle(registry)
+        registry.check_clean()
+        planned = plan(registry, generation)
+        _check_reachable(registry, planned)
+        trailers = {
+            "Flywheel-Rollback": str(generation),
+            "Flywheel-From": str(planned["from"]),
+            "Flywheel-Reason": reason,
+            **({"Flywheel-Undo": undoes} if undoes else {}),
+        }
+        base = git.run(registry.root, "rev-parse", "HEAD")
+        write_state(registry, unfinished=None, rollback={"from": planned["from"], "to": generation, "base": base})
+        if planned["unfinished"] is not None:
+            shutil.rmtree(registry.layout.work(planned["unfinished"]), ignore_errors=True)
+        _restore(registry, tag_name(generation))
+        if planned["bytes_to_fetch"]:
+            _fetch(registry, generation)
+        text = git.message(f"Roll back to generation {generation}", trailers)
+        git.run(registry.root, "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", "-", stdin=text)
+        settle(registry)
+        return {**planned, "reason": reason, "commit": git.run(registry.root, "rev-parse", "HEAD")}
+
+
+def _restore(registry: Registry, source: str) -> None:
+    there = git.run(registry.root, "ls-tree", "--name-only", source, "--", *RECORDED).split("\n")
+    known = git.run(registry.root, "ls-files", "--", *RECORDED)
+    paths = [path for path in RECORDED if path in there or path in known]
+    git.run(registry.root, "restore", f"--source={source}", "--staged", "--worktree", "--", *paths)
+
+
+def _outputs(registry: Registry, tag: str) -> list[cache.Output]:
+    lock_text, parent = git.read_many(registry.root, [f"{tag}:dvc.lock", f"{tag}:parent.dvc"])
+    if lock_text is None or parent is None:
+        raise FlywheelError(f"{tag} holds no dvc.lock or parent.dvc; it was not made by Flywheel")
+    return [*cache.lock_outputs(lock_text.decode()).values(), cache.parent_output(parent.decode())]
+
+
+def _check_reachable(registry: Registry, planned: dict[str, Any]) -> None:
+    tag, size = tag_name(planned["to"]), planned["bytes_to_fetch"]
+    absent = cache.missing(registry, _outputs(registry, tag))
+    if absent and dvc.remote(registry) is None:
+        raise FlywheelError(
+            f"cannot roll back: {', '.join(output.path for output in absent)} of {tag} "
+            "is not in the cache and no remote is set; copy .dvc/cache from where it was made"
+        )
+    free = shutil.disk_usage(registry.root).free
+    if size > free:
+        raise StorageFull(f"{tag} needs {size} bytes from the remote, {registry.root} has {free} left; free some")
+
+
+def _fetch(registry: Registry, generation: int) -> None:
+    """Fetch what the restored dvc.lock names; where that fails, the registry is as it was."""
+    try:
+        dvc.fetch(registry)
+        absent = cache.missing(registry, _outputs(registry, tag_name(generation)))
+        if absent:
+            names = ", ".join(output.path for output in absent)
+            raise FlywheelError(f"cannot roll back: the remote lacks {names} of {tag_name(generation)}")
+    except FlywheelError:
+        settle(registry)
+        raise

@@ -1,0 +1,40 @@
+"""Records to table rows and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from flywheel.records import Attempt, Label, Problem, canonical_json
+from storage.schemas import PROBLEMS
+from storage.tables import read_rows
+
+
+def problem_row(problem: Problem) -> dict[str, Any]:
+    return {**asdict(problem), "payload": canonical_json(problem.payload)}
+
+
+def attempt_row(attempt: Attempt) -> dict[str, Any]:
+    row = {entry.name: getattr(attempt, entry.name) for entry in fields(attempt)}
+    return {**row, "search_params": canonical_json(attempt.search_params)}
+
+
+def label_row(label: Label) -> dict[str, Any]:
+    return {entry.name: getattr(label, entry.name) for entry in fields(label) if entry.name != "parents"}
+
+
+def parent_rows(label: Label) -> list[dict[str, Any]]:
+    return [{"label_id": label.label_id, "parent_id": parent, "role": role} for parent, role in label.parents]
+
+
+def read_problems(folder: Path, splits: Iterable[str]) -> list[Problem]:
+    """The problems of some splits, in the table's order (by id)."""
+    wanted = set(splits)
+    return [
+        Problem(**{**row, "payload": json.loads(row["payload"])})
+        for row in read_rows(folder, PROBLEMS)
+        if row["split"] in wanted
+    ]

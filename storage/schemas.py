@@ -1,0 +1,204 @@
+"""The tables: one explicit, versioned pyarrow schema each, never inferred.
+
+Rows carry no clock times and no machine facts. Keys are 128-bit digests in lower-case hex. JSON columns hold canonical
+JSON. A change to a schema raises SCHEMA_VERSION, which every file carries in its metadata.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def _schema(name: str, key: str, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(fields, metadata={"flywheel.table": name, "flywheel.version": str(SCHEMA_VERSION), "key": key})
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_text, _int, _float, _ids = pa.string(), pa.int64(), pa.float64(), pa.list_(pa.int32())
+
+PROBLEMS = _schema(
+    "problems",
+    "problem_id",
+    [
+        _required("problem_id", _text),
+        _required("domain", _text),
+        _required("domain_version", _int),
+        _required("split", _text),
+        _required("difficulty", _float),
+        _required("group", _text),
+        _required("payload", _text),
+        pa.field("reference", _text),
+    ],
+)
+
+ATTEMPTS = _schema(
+    "attempts",
+    "attempt_id",
+    [
+        _required("attempt_id", _text),
+        _required("problem_id", _text),
+        _required("generation", _int),
+        _required("teacher", _text),
+        _required("searcher", _text),
+        _required("search_params", _text),
+        _required("seed", _int),
+        _required("index", _int),
+        _required("prompt", _text),
+        _required("prompt_ids", _ids),
+        _required("output", _text),
+        _required("token_ids", _ids),
+        _required("tokenizer", _text),
+        _required("steps", pa.list_(_text)),
+        _required("stop_reason", _text),
+        _required("status", _text),
+        pa.field("answer", _text),
+        pa.field("reward", _float),
+        _required("reward_source", _text),
+        _required("step_rewards", pa.list_(_float)),
+        _required("flops_policy", _float),
+        _required("flops_reward", _float),
+        _required("tokens", _int),
+        pa.field("log_probability", _float),
+    ],
+)
+
+LABELS = _schema(
+    "labels",
+    "label_id",
+    [
+        _required("label_id", _text),
+        _required("content_id", _text),
+        _required("kind", _text),
+        _required("problem_id", _text),
+        _required("generation", _int),
+        _required("teacher", _text),
+        _required("searcher", _text),
+        _required("reward", _float),
+        _required("reward_source", _text),
+        _required("weight", _float),
+        _required("prompt", _text),
+        _required("completion", _text),
+        _required("prompt_ids", _ids),
+        _required("completion_ids", _ids),
+        _required("tokenizer", _text),
+    ],
+)
+
+LABEL_PARENTS = _schema(
+    "label_parents",
+    "label_id",
+    [_required("label_id", _text), _required("parent_id", _text), _required("role", _text)],
+)
+
+REJECTED = _schema("rejected", "attempt_id", [_required("attempt_id", _text), _required("reason", _text)])
+
+SNAPSHOTS = _schema(
+    "snapshots",
+    "snapshot",
+    [
+        _required("snapshot", _text),
+        _required("role", _text),
+        _required("generation", _int),
+        pa.field("initialised_from", _text),
+        _required("params_digest", _text),
+        _required("parameters", _int),
+        _required("training_flops", _float),
+        _required("verified", pa.bool_()),
+    ],
+)
+
+TRAINED_ON = _schema(
+    "trained_on",
+    "label_id",
+    [
+        _required("snapshot", _text),
+        _required("label_id", _text),
+        _required("weight", _float),
+        _required("epochs", _float),
+    ],
+)
+
+EVALUATIONS = _schema(
+    "evaluations",
+    "snapshot",
+    [
+        _required("snapshot", _text),
+        _required("generation", _int),
+        _required("searcher", _text),
+        _required("budget", _int),
+        _required("split", _text),
+        _required("metric", _text),
+        _required("value", _float),
+        _required("low", _float),
+        _required("high", _float),
+        _required("count", _int),
+        _required("flops_per_problem", _float),
+    ],
+)
+
+OUTCOMES = _schema(
+    "outcomes",
+    "problem_id",
+    [
+        _required("snapshot", _text),
+        _required("generation", _int),
+        _required("split", _text),
+        _required("problem_id", _text),
+        _required("group", _text),
+        _required("metric", _text),
+        _required("budget", _int),
+        _required("value", _float),
+        _required("flops", _float),
+    ],
+)
+
+LEDGER = _schema(
+    "ledger",
+    "generation",
+    [
+        _required("generation", _int),
+        _required("stage", _text),
+        _required("shard", _text),
+        _required("flops_policy", _float),
+        _required("flops_prefill", _float),
+        _required("flops_reward", _float),
+        _required("flops_training", _float),
+        _required("flops_padding", _float),
+        _required("tokens", _int),
+        _required("seconds", _float),
+        _required("peak_memory_bytes", _int),
+        _required("rows_in", _int),
+        _required("rows_out", _int),
+        _required("machine", _text),
+        _required("numerics", _text),
+    ],
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "problems": PROBLEMS,
+    "attempts": ATTEMPTS,
+    "labels": LABELS,
+    "label_parents": LABEL_PARENTS,
+    "rejected": REJECTED,
+    "snapshots": SNAPSHOTS,
+    "trained_on": TRAINED_ON,
+    "evaluations": EVALUATIONS,
+    "outcomes": OUTCOMES,
+}
+"""Tables kept as Parquet under DVC; the ledger is JSON lines in git."""
+
+
+def table_folder(table: str, folder: str) -> str:
+    """A table's folder in a registry, POSIX, relative to its root; `folder` is the generation's (`0007`)."""
+    if table in {"problems", "attempts"}:
+        return table
+    if table in {"labels", "label_parents", "rejected"}:
+        return f"labels/{folder}/{table}"
+    if table in {"snapshots", "trained_on"}:
+        return f"training/{table}"
+    return f"evaluations/{table}"

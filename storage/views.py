@@ -1,0 +1,284 @@
+"""SQL over a registry, now or as of a generation: DuckDB views on the Parquet files in DVC's cache.
+
+Files are found by the digests that `lineage/0007.json` lists and read where they lie; neither the work tree nor an old
+revision is opened. Nothing can be written: one reading statement at a time, no file outside the cache, no extension, no
+setting. Needs neither DVC nor MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from flywheel.errors import InputError, RegistryError
+from flywheel.records import canonical_json
+from storage.schemas import LEDGER, TABLES
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+    from storage.registry import Registry
+
+MEMORY_LIMIT = "1GB"
+"""What DuckDB may hold before it spills to disk."""
+
+_BATCH_ROWS = 2048
+_NEWEST_ONLY = {"problems"}
+"""Tables that each generation carries whole."""
+
+_GENERATIONS = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("generation", "parent", "champion", "labels")),
+        *((name, pa.string()) for name in ("tag", "status", "teacher", "student")),
+        ("promoted", pa.bool_()),
+        *((f"flops_{kind}", pa.float64()) for kind in ("policy", "prefill", "reward", "training", "padding")),
+        *((name, pa.string()) for name in ("metrics", "reason", "commit", "mlflow_run", "prefect_flow_run")),
+    ]
+)
+_TYPES = {"string": "VARCHAR", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN", "int32": "INTEGER"}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Columns and, once, the rows; they are read from disk as they are asked for."""
+
+    columns: list[str]
+    rows: Iterator[dict[str, Any]]
+
+
+def connect(registry: Registry, at: int | None = None) -> DuckDBPyConnection:
+    """A connection with a view for each table, `ledger` and `generations`, as of generation `at` (default: the head).
+
+    Tables of one generation (attempts, labels, ...) hold the rows of `at` and all its ancestors; `problems` those of
+    `at`. `ledger` and `generations` hold every generation up to `at`, rolled-back ones too: their compute was spent.
+    Raises InputError for an unknown generation, RegistryError where a file is not in the cache.
+    """
+    connection, absent = _open(registry, at)
+    if absent:
+        connection.close()
+        raise RegistryError(next(iter(absent.values())))
+    return connection
+
+
+def query(registry: Registry, sql: str, at: int | None = None) -> Result:
+    """Run one reading statement. Columns of the same name are told apart as `a`, `a_1`, ...
+
+    Raises InputError, with DuckDB's words and the tables there are, where the statement is wrong or would write, and
+    RegistryError where it needs a table whose files are not in the cache; other tables can be asked for all the same.
+    """
+    import duckdb
+
+    connection, absent = _open(registry, at)
+    try:
+        _check_reads(connection, sql)
+        cursor = connection.execute(sql)
+    except duckdb.Error as error:
+        connection.close()
+        for table, message in absent.items():
+            if re.search(rf"\b{table}\b", sql, re.IGNORECASE):
+                raise RegistryError(message) from error
+        raise _explained(error) from error
+    except InputError:
+        connection.close()
+        raise
+    columns = _told_apart([str(column[0]) for column in cursor.description or []])
+    return Result(columns, _rows(cursor, columns))
+
+
+def _rows(cursor: DuckDBPyConnection, columns: list[str]) -> Iterator[dict[str, Any]]:
+    import duckdb
+
+    try:
+        while batch := cursor.fetchmany(_BATCH_ROWS):
+            for row in batch:
+                yield dict(zip(columns, row, strict=True))
+    except duckdb.Error as error:
+        raise _explained(error) from error
+    finally:
+        cursor.close()
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    taken: list[str] = []
+    for name in names:
+        unique, count = name, 0
+        while unique in taken:
+            count += 1
+            unique = f"{name}_{count}"
+        taken.append(unique)
+    return taken
+
+
+def _check_reads(connection: DuckDBPyConnection, sql: str) -> None:
+    """Let through one SELECT (so are DESCRIBE, SHOW, SUMMARIZE, FROM and VALUES) or PIVOT, and nothing that writes."""
+    import duckdb
+
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise InputError(f"got {len(statements)} statements, expected exactly one; {_tables()}")
+    kind = statements[0].type
+    # A PIVOT without IN is rewritten to several statements, the last of them a SELECT.
+    pivots = kind == duckdb.StatementType.MULTI and re.match(r"\s*(from|pivot|unpivot)\b", sql, re.IGNORECASE)
+    if kind != duckdb.StatementType.SELECT and not pivots:
+        name = str(kind).rpartition(".")[2]
+        raise InputError(
+            f"got a statement of kind {name}, expected one that reads, such as SELECT: published generations are never "
+            f"edited; to drop what a bad generation brought, roll back. {_tables()}"
+        )
+
+
+def _tables() -> str:
+    return f"tables: {', '.join([*TABLES, 'ledger', 'generations'])}"
+
+
+def _explained(error: Exception) -> InputError:
+    return InputError(f"{str(error).strip()}\n{_tables()}")
+
+
+def _open(registry: Registry, at: int | None) -> tuple[DuckDBPyConnection, dict[str, str]]:
+    """A locked connection, and why each table that has no view has none."""
+    import duckdb
+
+    from storage.cache import cache_path
+    from storage.history import history
+
+    rows = as_of(history(registry), at)
+    files, absent = _files(registry, rows)
+    connection = duckdb.connect(":memory:")
+    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    connection.execute(f"SET temp_directory = {_quoted(_spill_folder(registry))}")
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    # The order matters: views on files can be read only if their folder was allowed before access is shut.
+    cache = cache_path(registry, "0" * 32).parent.parent
+    connection.execute(f"SET allowed_directories = [{_quoted(f'{cache}/')}]")
+    for table, paths in files.items():
+        if table not in absent:
+            _create(connection, table, f'CREATE VIEW "{table}" AS {_selection(table, paths)}')
+    for name, values, schema in (
+        ("ledger", _ledger_rows(registry, at), LEDGER),
+        ("generations", [_generation(row) for row in rows], _GENERATIONS),
+    ):
+        # By way of JSON: pyarrow imports pandas to make an array of Python values, 0.4 s that a reader would wait for.
+        kinds = canonical_json([{field.name: _duckdb_type(field.type) for field in schema}])
+        columns = ", ".join(f'row."{field.name}"' for field in schema)
+        source = "(SELECT unnest(from_json_strict($rows, $kinds)) AS row)"
+        known = [{column: row.get(column) for column in schema.names} for row in values]
+        bound = {"rows": canonical_json(known), "kinds": kinds}
+        _create(connection, name, f"CREATE TABLE {name} AS SELECT {columns} FROM {source}", bound)
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection, absent
+
+
+def _spill_folder(registry: Registry) -> Path:
+    """Where DuckDB puts what memory cannot hold, made and removed by it: in the registry's scratch folder, or in the
+    system's where a reader may not write to the registry or nothing ever ran in it (a clone)."""
+    scratch = registry.layout.tmp
+    if not (scratch.is_dir() and os.access(scratch, os.W_OK)):
+        scratch = Path(tempfile.gettempdir())
+    return scratch / f"query-{uuid.uuid4().hex[:8]}"
+
+
+def _create(connection: DuckDBPyConnection, name: str, sql: str, bound: dict[str, str] | None = None) -> None:
+    import duckdb
+
+    try:
+        connection.execute(sql, bound)
+    except duckdb.Error as error:
+        connection.close()
+        raise RegistryError(
+            f"table {name} cannot be read, a file of it is damaged or of another version: {error}"
+        ) from error
+
+
+def as_of(rows: list[dict[str, Any]], at: int | None) -> list[dict[str, Any]]:
+    """History rows as they were when `at` had just been published: none newer, and `status` as seen from there.
+
+    Raises InputError for a generation that was never published.
+    """
+    if at is None:
+        return rows
+    parents = {row["generation"]: row["parent"] for row in rows}
+    if at not in parents:
+        there = ", ".join(f"gen/{generation}" for generation in parents) or "none yet"
+        raise InputError(f"got gen/{at}, which was never published; there are: {there}")
+    line, generation = set(), parents[at]
+    while generation is not None:
+        line.add(generation)
+        generation = parents[generation]
+    seen = [row for row in rows if row["generation"] <= at]
+    statuses = [
+        "current" if r["generation"] == at else "ancestor" if r["generation"] in line else "abandoned" for r in seen
+    ]
+    return [{**row, "status": status} for row, status in zip(seen, statuses, strict=True)]
+
+
+def _files(registry: Registry, rows: list[dict[str, Any]]) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Table -> its files of all generations of the line, oldest first; and table -> which of them is not there."""
+    from storage.cache import cache_path
+    from storage.history import published_many
+
+    line = [row["generation"] for row in rows if row["status"] != "abandoned"]
+    files: dict[str, list[Path]] = {table: [] for table in TABLES}
+    absent: dict[str, str] = {}
+    for generation, lineage in published_many(registry, line).items():
+        for table, entry in lineage["tables"].items():
+            if table not in files or (table in _NEWEST_ONLY and generation != line[-1]):
+                continue
+            for file in entry["files"]:
+                path = cache_path(registry, file["md5"])
+                if not path.is_file() and table not in absent:
+                    absent[table] = (
+                        f"{file['path']}, a file of table {table} of gen/{generation}, is not in the cache (expected "
+                        f"{path}); fetch it with `dvc pull --all-tags`, or restore .dvc/cache from a copy"
+                    )
+                files[table].append(path)
+    return files, absent
+
+
+def _selection(table: str, paths: list[Path]) -> str:
+    """The rows of a table's files; without any, a relation without rows that has the table's columns and types."""
+    schema = TABLES[table]
+    if not paths:
+        nulls = (f'NULL::{_duckdb_type(field.type)} AS "{field.name}"' for field in schema)
+        return f"SELECT {', '.join(nulls)} WHERE false"
+    columns = ", ".join(f'"{name}"' for name in schema.names)
+    return f"SELECT {columns} FROM read_parquet([{', '.join(map(_quoted, paths))}], hive_partitioning = false)"
+
+
+def _duckdb_type(kind: Any) -> str:
+    return f"{_TYPES[str(kind.value_type)]}[]" if pa.types.is_list(kind) else _TYPES[str(kind)]
+
+
+def _quoted(value: Path | str) -> str:
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _ledger_rows(registry: Registry, at: int | None) -> list[dict[str, Any]]:
+    """Ledger lines in git at HEAD, which rollbacks leave alone, of generations up to `at`."""
+    from storage import git
+
+    listed = git.run(registry.root, "ls-tree", "--name-only", "HEAD", "ledger/").splitlines()
+    names = [f"HEAD:{name}" for name in listed if name.endswith(".jsonl")]
+    rows = []
+    for name, text in zip(names, git.read_many(registry.root, names), strict=True):
+        try:
+            rows += [json.loads(line) for line in (text or b"").splitlines() if line.strip()]
+        except ValueError as error:
+            raise RegistryError(f"{name} is not JSON lines ({error}); restore it from an older commit") from error
+    return [row for row in rows if at is None or row["generation"] <= at]
+
+
+def _generation(row: dict[str, Any]) -> dict[str, Any]:
+    flops = {f"flops_{kind}": float(value) for kind, value in row["flops"].items()}
+    return {**row, **flops, "metrics": canonical_json(row["metrics"])}

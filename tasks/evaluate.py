@@ -1,0 +1,241 @@
+"""evaluate: how good the student is at each runtime budget, whether it shows signs of collapse, whether it takes over.
+
+Valid decides (champion, alarms); test is only reported. Problems are searched in units, as in `generate`; the noise is
+the evaluation's own and the same for every generation, so that two students differ by their weights alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import asdict
+from typing import Any
+
+from flywheel.compute import Cost
+from flywheel.evaluation import champion, collapse, intervals, metrics
+from flywheel.models.checkpoints import weights_digest
+from flywheel.params import Params
+from flywheel.problems import domain as domains
+from flywheel.records import Attempt, Problem
+from flywheel.rewards import reward as rewards
+from flywheel.rewards.exact import Exact
+from flywheel.search import best_of_n
+from flywheel.search.protocols import Run
+from storage.layout import Layout
+from storage.rows import read_problems
+from storage.schemas import EVALUATIONS, OUTCOMES
+from storage.tables import TableWriter, replace_folder, replace_text
+from tasks import models
+from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, main, my_units, numerics
+
+_SOURCES = (
+    "flywheel.compute", "flywheel.evaluation", "flywheel.models", "flywheel.problems", "flywheel.records",
+    "flywheel.rewards", "flywheel.search", "flywheel.seeds", "storage.rows", "storage.schemas", "storage.tables",
+    "tasks.evaluate",
+)  # fmt: skip
+_UNIT = 32
+"""Problems a unit. Fixed, as a unit is padded and sampled together."""
+
+
+def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Hooks = Hooks()) -> Report:  # noqa: B008
+    """Do one shard's units, those that are not done yet."""
+    units, work = _open(params, layout)
+    mine = my_units(len(units), shard, shards)
+    total, done, facts = sum(len(units[number]) for number in mine), 0, []
+    for number in mine:
+        hooks.should_stop()
+        if not work.done(number):
+            start = time.monotonic()
+            rows, tally, cost = _measure(params, layout, units[number], hooks)
+            fact = {"cost": cost_fact(cost), "seconds": time.monotonic() - start, "tally": asdict(tally)}
+            work.write(number, rows, OUTCOMES, fact)
+        facts.append(work.facts(number))
+        done += len(units[number])
+        hooks.progress(done, total)
+    return Report(
+        "evaluate",
+        params.generation,
+        f"{shard:05d}/{shards:05d}",
+        cost_of(facts),
+        sum(fact["seconds"] for fact in facts),
+        rows_in=total,
+    )
+
+
+def finish(params: Params, layout: Layout) -> Report:
+    """Sum up: the tables `outcomes` and `evaluations`, and metrics.json with the champion decision."""
+    start = time.monotonic()
+    units, work = _open(params, layout)
+    stamp = Stamp(layout, params.generation, "evaluate", work.folder.name, [layout.evaluations, layout.metrics])
+    if (report := stamp.fresh()) is not None:
+        return report
+    outcomes = [row for number in range(len(units)) for row in work.rows(number)]
+    facts = [work.facts(number) for number in range(len(units))]
+    evaluations = _summarise(params, outcomes)
+    new = layout.tmp / f"evaluations-{uuid.uuid4().hex[:8]}"
+    with TableWriter(new / "outcomes", OUTCOMES) as writer:
+        writer.write(outcomes)
+    with TableWriter(new / "evaluations", EVALUATIONS) as writer:
+        writer.write(evaluations)
+    document = _metrics(params, layout, outcomes, evaluations, facts)
+    replace_folder(new, layout.evaluations, layout.tmp)
+    replace_text(layout.metrics, json.dumps(document, indent=1, sort_keys=True) + "\n")
+    report = Report(
+        "evaluate",
+        params.generation,
+        cost=cost_of(facts),
+        seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
+        rows_in=sum(len(unit) for unit in units),
+        rows_out=len(outcomes),
+        numerics=numerics(params.execution),
+        notes={key: round(entry["value"], 3) for key, entry in document["test"].items()},
+    )
+    stamp.write(report)
+    return report
+
+
+def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # noqa: B008 (frozen)
+    """The whole stage: every shard, then `finish`."""
+    run_shard(params, layout, 0, 1, hooks)
+    return finish(params, layout)
+
+
+def measure(
+    params: Params,
+    sampler: Any,
+    problems: list[Problem],
+    hooks: Hooks = Hooks(),  # noqa: B008 (frozen)
+    temperature: float | None = None,
+) -> tuple[list[dict[str, Any]], collapse.HealthTally, Cost]:
+    """Outcome rows of any model on some problems; `temperature` overrides the params'."""
+    domain = domains.load(params.problems)
+    reward, exact = rewards.load(params.reward, domain), Exact(domain)
+    # Generation 0 for all: the same noise for every student.
+    run_of = Run(params.seed, 0, "evaluate")
+    most = params.evaluate.budgets[-1]
+    limit = params.generate.max_new_tokens
+    greedy, greedy_cost = best_of_n.search(
+        problems, domain, sampler, exact, run_of,
+        samples=1, temperature=None, max_new_tokens=limit, should_stop=hooks.should_stop,
+    )  # fmt: skip
+    sampled, sampled_cost = best_of_n.search(
+        problems, domain, sampler, reward, run_of,
+        samples=most, temperature=temperature or params.evaluate.temperature, max_new_tokens=limit,
+        should_stop=hooks.should_stop,
+    )  # fmt: skip
+    rows, tally = [], collapse.HealthTally()
+    for problem, (best,), attempts in zip(problems, greedy, sampled, strict=True):
+        right = [_right(exact, problem, attempt) for attempt in attempts]
+        prefill = sampler.prompt_flops(len(best.prompt_ids))
+        found = metrics.outcomes(
+            problem.problem_id, problem.group, best, attempts, right, params.evaluate.budgets, prefill,
+            reward.needs_reference,
+        )  # fmt: skip
+        rows += [
+            {"snapshot": sampler.snapshot, "generation": params.generation, "split": problem.split, **asdict(row)}
+            for row in found
+        ]
+        if problem.split == "valid":
+            tally.add(attempts, right)
+    return rows, tally, greedy_cost + sampled_cost
+
+
+def _right(exact: Exact, problem: Problem, attempt: Attempt) -> bool:
+    return exact.judge(problem, attempt.output, attempt.stop_reason).reward == 1.0
+
+
+def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
+    sections = [
+        params.seed, params.generation, params.evaluate.model_dump(mode="json"), params.reward.model_dump(),
+        params.generate.max_new_tokens, params.problems.model_dump(mode="json"),
+    ]  # fmt: skip
+    inputs = [layout.problems, layout.student, layout.lineage / "champion.json"]
+    mark = fingerprint("evaluate", _SOURCES, sections, inputs, numerics(params.execution))
+    units = [
+        problems[start : start + _UNIT]
+        for split in ("valid", "test")
+        for problems in [read_problems(layout.problems, [split])]
+        for start in range(0, len(problems), _UNIT)
+    ]
+    return units, Units(layout, params.generation, "evaluate", mark)
+
+
+def _measure(
+    params: Params, layout: Layout, problems: list[Problem], hooks: Hooks
+) -> tuple[list[dict[str, Any]], collapse.HealthTally, Cost]:
+    sampler = models.load_sampler(str(layout.student), weights_digest(layout.student), params.execution)
+    return measure(params, sampler, problems, hooks)
+
+
+def _summarise(params: Params, outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means with intervals, one row a split, metric and budget."""
+    cells: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in outcomes:
+        if row["metric"] != "right":
+            cells.setdefault((row["split"], row["metric"], row["budget"]), []).append(row)
+    return [
+        {
+            "snapshot": rows[0]["snapshot"],
+            "generation": params.generation,
+            "searcher": "greedy" if metric == "greedy" else best_of_n.NAME,
+            "budget": budget,
+            "split": split,
+            "metric": metrics.metric_key(metric, budget),
+            **intervals.share([row["value"] for row in rows], [row["group"] for row in rows]).as_dict(),
+            "flops_per_problem": sum(row["flops"] for row in rows) / len(rows),
+        }
+        for (split, metric, budget), rows in sorted(cells.items())
+    ]
+
+
+def _metrics(
+    params: Params,
+    layout: Layout,
+    outcomes: list[dict[str, Any]],
+    evaluations: list[dict[str, Any]],
+    facts: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """metrics.json: accuracy by split, health and alarms, and who is champion from here on."""
+    by_split: dict[str, dict[str, dict[str, float]]] = {"valid": {}, "test": {}}
+    for row in evaluations:
+        by_split[row["split"]][row["metric"]] = {key: row[key] for key in ("value", "low", "high", "count")}
+    before = json.loads((layout.lineage / "champion.json").read_text(encoding="utf-8"))
+    greedy = {r["problem_id"]: r for r in outcomes if r["split"] == "valid" and r["metric"] == "greedy"}
+    decision = champion.decide(
+        {name: row["value"] for name, row in greedy.items()},
+        before["valid_greedy"],
+        {name: row["group"] for name, row in greedy.items()},
+        params.evaluate.margin,
+    )
+    snapshot = outcomes[0]["snapshot"]
+    tally = collapse.HealthTally()
+    for fact in facts:
+        for name, value in fact["tally"].items():
+            setattr(tally, name, getattr(tally, name) + value)
+    health = tally.health().as_dict()
+    held = before.get("metrics") or {}
+    valid = {key: entry["value"] for key, entry in by_split["valid"].items()}
+    valid_before = {key: entry["value"] for key, entry in held["valid"].items()} if held else None
+    return {
+        "generation": params.generation,
+        "snapshot": snapshot,
+        **by_split,
+        "champion": {
+            "generation": params.generation if decision.promoted else before["generation"],
+            "snapshot": snapshot if decision.promoted else before["snapshot"],
+            "promoted": decision.promoted,
+            "difference": decision.difference.as_dict() if decision.difference else None,
+            "reason": decision.reason,
+        },
+        "collapse": {
+            **health,
+            "alarms": collapse.alarms(
+                health, held.get("collapse"), valid, valid_before, params.evaluate.budgets[-1]
+            ),
+        },
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(run))
