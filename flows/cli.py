@@ -8,6 +8,7 @@ Imports stay inside the commands: `history` must not wait for Prefect.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,6 +73,7 @@ def run(
     opened = Registry.open(registry) if registry.exists() and any(registry.iterdir()) else _init(registry, preset, [])
     out, notes = _console(), _console(stderr=True)
     with lock.hold(opened, "run"), stop.on_signals():
+        _quiet_prefect()
         started = server.start_early(opened.layout)
         with server.own_server(opened.layout, started):
             from flows.campaign import campaign
@@ -291,11 +293,11 @@ def report(
 
 @app.command()
 def control(
-    name: Annotated[str, typer.Argument(help="no-search or ceiling.")],
+    name: Annotated[str, typer.Argument(help="no-search, ceiling or tuned-search.")],
     registry: RegistryPath = DEFAULT_REGISTRY,
     as_json: Json = False,
 ) -> None:
-    """Train a control at this registry's total FLOPs: on the seed labels alone, or on the solver's for every problem."""
+    """Measure what to compare with: no-search and ceiling train at the same total FLOPs; tuned-search samples at its best."""
     from flows import display, progress, server, stop
     from storage import lock
     from storage.registry import Registry
@@ -303,6 +305,7 @@ def control(
     opened = Registry.open(registry)
     notes = _console(stderr=True)
     with lock.hold(opened, f"control {name}"), stop.on_signals():
+        _quiet_prefect()
         started = server.start_early(opened.layout)
         with server.own_server(opened.layout, started):
             from flows.controls import control as run_control
@@ -310,8 +313,9 @@ def control(
             terminal = display.Terminal(_console(), notes)
             with terminal.showing(), progress.listening(terminal):
                 result = run_control(name, str(opened.root))
-    greedy = result["test"]["greedy"]
-    _out(as_json, result, f"{name}: greedy {greedy['value']:.3f} on test, {result['flops']:.3g} FLOPs of training.")
+    key, reached = next(iter(result["test"].items()))
+    text = f"{name}: {key} {reached['value']:.3f} on test ({reached['low']:.3f} to {reached['high']:.3f})"
+    _out(as_json, result, f"{text}, {result['flops']:.3g} FLOPs of training.")
 
 
 @app.command()
@@ -344,6 +348,11 @@ def doctor(registry: RegistryPath = DEFAULT_REGISTRY, as_json: Json = False) -> 
     _out(as_json, {"ok": all(found.ok for found in findings), "findings": [found.as_dict() for found in findings]}, text)
     if not all(found.ok for found in findings):
         raise typer.Exit(1)
+
+
+def _quiet_prefect() -> None:
+    """An error is told once, by `main`; Prefect would print its traceback for every flow it passes through."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 
 
 def _init(registry: Path, preset: str, overrides: list[str]) -> Registry:

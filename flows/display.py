@@ -26,9 +26,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def columns(row: dict[str, Any]) -> dict[str, str]:
-    """One generation in words: labels kept, accuracy on test at each runtime budget, compute, time."""
+    """One generation in words: labels kept, accuracy on test at each runtime budget, executed FLOPs, time."""
     test = row["metrics"]["test"]
-    flops = row["flops"]
+    stages = row["stages"]
     shown = ["greedy", *(key for key in test if key.startswith(("best@", "oracle@")))]
     shown.sort(key=lambda key: int(key.partition("@")[2] or 0))
     seconds = row.get("seconds") or {}
@@ -36,8 +36,9 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
         "generation": row["tag"],
         "labels": f"{row['labels']}",
         **{key: f"{test[key]['value']:.3f}" for key in shown if key in test},
-        "search": f"{flops['policy'] + flops['prefill'] + flops['reward']:.2g}",
-        "training": f"{flops['training']:.2g}",
+        "search": f"{stages['generate']:.2g}",
+        "training": f"{stages['train']:.2g}",
+        "evaluation": f"{stages['evaluate']:.2g}",
         "time": f"{seconds['total']:.0f} s" if seconds else "",
         "champion": "yes" if row["promoted"] else "no",
     }
@@ -129,3 +130,23 @@ def overhead_sentence(rows: list[dict[str, Any]]) -> str:
         f"{len(rows)} generation{'s' if len(rows) != 1 else ''} in {total:.0f} s: {parts}; all else {rest:.0f} s "
         f"({rest / total:.0%}, {rest / len(rows):.1f} s a generation)."
     )
+
+
+def comparison_text(result: dict[str, Any]) -> str:
+    """A comparison as a markdown table."""
+    seeds = len(result["seeds"])
+    lines = [
+        f"{result['problems']} test problems, {seeds} seed{'s' if seeds != 1 else ''}; intervals are 95 %, clustered.",
+        "",
+        "| | solved | 95 % interval | student minus it | 95 % interval |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in result["rows"].items():
+        difference = result["student_minus"].get(name)
+        shown = (
+            f"{100 * difference['value']:+.1f} points | {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
+            if difference
+            else " | "
+        )
+        lines.append(f"| {name} | {row['value']:.1%} | {row['low']:.1%} to {row['high']:.1%} | {shown} |")
+    return "\n".join(lines)

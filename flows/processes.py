@@ -71,8 +71,11 @@ def spawn(module: str, arguments: list[str], environment: dict[str, str], log: P
 
 
 def base_environment() -> dict[str, str]:
-    """The environment of every background process: ours, these packages importable, no telemetry, no loopback proxy."""
-    environment = dict(os.environ)
+    """The environment of every background process: ours, these packages importable, no telemetry, no loopback proxy.
+
+    Without the user's own Prefect and MLflow settings: a database or server that they name is not the registry's.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     source = str(Path(__file__).resolve().parent.parent)
     paths = environment.get("PYTHONPATH", "").split(os.pathsep)
     if source not in paths:

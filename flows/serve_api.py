@@ -12,6 +12,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
 from flows.processes import HOST
 
@@ -33,12 +35,21 @@ def main() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux); leave at once if it is dead already."""
+    """Have the kernel kill this process when its parent dies, or look every second where the kernel cannot (macOS);
+    leave at once if it is dead already."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     if os.getppid() != parent:
         raise SystemExit(f"the process {parent} that asked for this server is gone")
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

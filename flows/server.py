@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows import processes, rest
 from flows.processes import HOST, Process
@@ -45,6 +46,10 @@ class Server:
     url: str
     process: Process | None
     log: Path
+    settings: dict[str, str]
+    """What this process was given to talk to it."""
+    before: dict[str, str | None]
+    """Those variables as they were."""
 
 
 def start_early(layout: Layout) -> Server:
@@ -55,24 +60,24 @@ def start_early(layout: Layout) -> Server:
     """
     log = layout.local / "logs" / "prefect-server.log"
     found = standing(layout)
-    named = os.environ.get("PREFECT_API_URL")
-    if found is None and named:
-        if not processes.answers(f"{named.rstrip('/')}/health", seconds=5.0):
+    if found is not None:
+        return _point(found, None, log, client_settings(layout, found))
+    named = os.environ.get("PREFECT_API_URL", "").rstrip("/")
+    if named:
+        if not processes.answers(f"{named}/health", seconds=5.0):
             raise InputError(
                 f"PREFECT_API_URL is {named}, and no Prefect server answers there; "
                 "start it, or unset the variable and a server is started for the run"
             )
-        found = named.rstrip("/")
-    if found is not None:
-        os.environ.update(client_settings(layout, found))
-        return Server(found, None, log)
+        settings = client_settings(layout, named)
+        del settings["PREFECT_HOME"]  # the user's server goes with the user's own settings
+        return _point(named, None, log, settings)
     port = processes.free_port()
     url = f"http://{HOST}:{port}/api"
-    environment = processes.base_environment() | client_settings(layout, url) | server_settings(standing=False)
+    settings = client_settings(layout, url)
+    environment = processes.base_environment() | settings | server_settings(layout, standing=False)
     arguments = ["--port", str(port), "--with", str(os.getpid())]
-    process = processes.spawn("flows.serve_api", arguments, environment, log)
-    os.environ.update(client_settings(layout, url))
-    return Server(url, process, log)
+    return _point(url, processes.spawn("flows.serve_api", arguments, environment, log), log, settings)
 
 
 @contextmanager
@@ -82,16 +87,15 @@ def own_server(layout: Layout, server: Server | None = None) -> Iterator[str]:
     Hold the registry's lock around this: on a server of our own every run that the database calls unfinished belongs to
     a process that died, and becomes `Crashed`. Raises FlywheelError with the end of the log if it does not start.
     """
-    before = dict(os.environ)
+    server = server or start_early(layout)
     with ExitStack() as stack:
-        stack.callback(_restore, before)
-        server = server or start_early(layout)
+        stack.callback(_restore, server.before)
         if server.process is not None:
             stack.callback(processes.stop, server.process, 5.0)
             processes.wait_healthy(f"{server.url}/health", server.process, server.log, "Prefect server", START_SECONDS)
             rest.crash_unfinished(server.url)
         if "prefect" in sys.modules:
-            stack.enter_context(_settings_in_place(client_settings(layout, server.url)))
+            stack.enter_context(_settings_in_place(server.settings))
         stack.callback(_drain)
         yield server.url
 
@@ -117,20 +121,37 @@ def client_settings(layout: Layout, url: str) -> dict[str, str]:
     }
 
 
-def server_settings(*, standing: bool) -> dict[str, str]:
-    """What the server process needs besides; a standing one keeps scheduler and the rest of its services.
+def server_settings(layout: Layout, *, standing: bool) -> dict[str, str]:
+    """What the server process needs besides; a standing one keeps scheduler, page and the rest of its services.
 
     Block types are not registered (1 s at every start): nothing here stores blocks.
     """
     settings = {
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{layout.prefect / 'prefect.db'}",
         "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     if not standing:
+        settings["PREFECT_SERVER_UI_ENABLED"] = "false"
         settings |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_SERVICES}
     return settings
+
+
+def _point(url: str, process: Process | None, log: Path, settings: dict[str, str]) -> Server:
+    """Put what a client needs into this process's environment."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    return Server(url, process, log, settings, before)
+
+
+def _restore(before: dict[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager
@@ -138,7 +159,10 @@ def _settings_in_place(values: dict[str, str]) -> Iterator[None]:
     """Give a Prefect that was imported before the server was chosen the settings it could not read then."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: values["PREFECT_API_URL"], PREFECT_HOME: Path(values["PREFECT_HOME"])}):
+    changed: dict[Any, Any] = {PREFECT_API_URL: values["PREFECT_API_URL"]}
+    if "PREFECT_HOME" in values:
+        changed[PREFECT_HOME] = Path(values["PREFECT_HOME"])
+    with temporary_settings(changed):
         yield
 
 
@@ -152,9 +176,3 @@ def _drain() -> None:
         from prefect.logging.handlers import APILogWorker
 
         APILogWorker.drain_all(timeout=5)
-
-
-def _restore(environment: dict[str, str]) -> None:
-    for name in set(os.environ) - set(environment):
-        del os.environ[name]
-    os.environ.update(environment)

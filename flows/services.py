@@ -163,13 +163,13 @@ class _Started:
 def _start_prefect(layout: Layout, port: int) -> Service:
     url = f"http://{HOST}:{port}/api"
     log = layout.local / "logs" / "prefect-server.log"
-    environment = processes.base_environment() | client_settings(layout, url) | server_settings(standing=True)
+    environment = processes.base_environment() | client_settings(layout, url) | server_settings(layout, standing=True)
     return Service(processes.spawn("flows.serve_api", ["--port", str(port)], environment, log), url, log)
 
 
 def _start_mlflow(layout: Layout, port: int) -> Service:
-    # Two processes that both find no database would both make one.
-    tracking.initialise(layout)
+    # Before the server, which would make it the slow way.
+    tracking.require_database(layout)
     log = layout.local / "logs" / "mlflow-server.log"
     arguments = ["server", "--host", HOST, "--port", str(port), "--workers", "1"]
     arguments += ["--backend-store-uri", tracking.store_uri(layout)]

@@ -45,17 +45,17 @@ class RegistryError(InputError):
     """A registry that is missing, foreign, damaged, or written by a newer version."""
 
 
-class RegistryBusy(FlywheelError):
+class RegistryBusy(FlywheelError):  # noqa: N818 (a state, as users say it)
     """Another process holds the registry, or its state conflicts with the request."""
 
     exit_code = 3
 
 
-class StorageFull(FlywheelError):
+class StorageFull(FlywheelError):  # noqa: N818
     """Not enough space to go on safely; nothing was half-written."""
 
 
-class Interrupted(FlywheelError):
+class Interrupted(FlywheelError):  # noqa: N818
     """Stopped on request. Finished shards and checkpoints are kept."""
 
     exit_code = 130

@@ -15,6 +15,10 @@ Split = Literal["train", "valid", "test"]
 StopReason = Literal["eos", "length", "finished"]
 """`eos`: the model ended its answer; `length`: the token limit cut it; `finished`: a solver or engine, no tokens."""
 
+Status = Literal["judged", "truncated", "malformed", "timeout"]
+"""`judged`: the reward saw a well-formed answer; `truncated`, `malformed`: there was none, reward 0; `timeout`: the
+judge did not finish, reward null, to be tried again."""
+
 
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, no NaN."""
@@ -24,9 +28,6 @@ def canonical_json(value: Any) -> str:
 def digest(*parts: Any) -> str:
     """128-bit digest of the parts, 32 lower-case hex digits. Parts are JSON values; their order and types matter."""
     return hashlib.blake2b(canonical_json(list(parts)).encode(), digest_size=16).hexdigest()
-Status = Literal["judged", "truncated", "malformed", "timeout"]
-"""`judged`: the reward saw a well-formed answer; `truncated`, `malformed`: there was none, reward 0; `timeout`: the
-judge did not finish, reward null, to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def history(registry: Registry) -> list[dict[str, Any]]:
     """A row for each published generation, oldest first.
 
     {generation, tag, parent, status: current|ancestor|abandoned, labels: number kept, teacher: snapshot, student:
-    snapshot, metrics: metrics.json, flops by kind, mlflow_run, prefect_flow_run, reason, champion: number, promoted,
+    snapshot, metrics: metrics.json, flops by kind, stages: executed FLOPs by stage, mlflow_run, prefect_flow_run, reason, champion: number, promoted,
     commit}. `reason` is that of the rollback which abandoned it, or why it did not become champion, else None.
     """
     tags = tagged(registry)
@@ -92,6 +92,7 @@ def history(registry: Registry) -> list[dict[str, Any]]:
                 "student": lineage["student"]["snapshot"],
                 "metrics": metrics,
                 "flops": lineage["flops"],
+                "stages": lineage["stages"],
                 "mlflow_run": runs.get("mlflow_run"),
                 "prefect_flow_run": runs.get("prefect_flow_run"),
                 "reason": abandoned.get(generation) if status == "abandoned" else _not_promoted(lineage, metrics),

@@ -21,6 +21,8 @@ from typing import Any
 from storage.layout import Layout
 
 EXPERIMENT = "flywheel"
+LOCK_SECONDS = 2.0
+"""How long a locked database is waited for. MLflow itself would wait 20 s at every statement."""
 
 _clients: dict[Path, Any] = {}
 _guard = threading.Lock()
@@ -96,6 +98,21 @@ def client(layout: Layout) -> Any:
 
             _clients[key] = MlflowClient(tracking_uri=store_uri(layout), registry_uri=store_uri(layout))
         return _clients[key]
+
+
+def writable_client(layout: Layout) -> Any:
+    """`client`, once the database can be written. Raises OSError if it stays locked or is no database."""
+    import sqlite3
+
+    initialise(layout)
+    path = database(layout)
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    return client(layout)
 
 
 def _build(path: Path) -> None:

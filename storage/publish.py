@@ -209,7 +209,7 @@ def _lineage(registry: Registry, params: Params, outputs: dict[str, cache.Output
         "params_digest": params.digest(),
         "tables": tables,
         "outputs": {name: output.md5 for name, output in outputs.items()},
-        "flops": _flops(layout.ledger(generation)),
+        **_flops(layout.ledger(generation)),
         "labels": {"kept": tables["labels"]["rows"], "rejected": tables["rejected"]["rows"]},
     }
 
@@ -244,15 +244,22 @@ def _table(registry: Registry, name: str, folder: str, outputs: dict[str, cache.
     return {"files": files, "rows": rows, "key": key, "low": min(lows, default=None), "high": max(highs, default=None)}
 
 
-def _flops(ledger: Path) -> dict[str, float]:
-    """FLOPs by kind over all rows; `fsum`, so that the order and number of shards do not show."""
+def _flops(ledger: Path) -> dict[str, dict[str, float]]:
+    """FLOPs by kind and by stage over all rows; `fsum`, so that the order and number of shards do not show."""
     try:
         rows = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines() if line]
     except FileNotFoundError:
         raise FlywheelError(
             f"there is no ledger {ledger}; the stages' costs must be written before publishing"
         ) from None
-    return {kind: math.fsum(row[f"flops_{kind}"] for row in rows) for kind in _KINDS}
+    stages = sorted({row["stage"] for row in rows})
+    return {
+        "flops": {kind: math.fsum(row[f"flops_{kind}"] for row in rows) for kind in _KINDS},
+        "stages": {
+            stage: math.fsum(row[f"flops_{kind}"] for row in rows if row["stage"] == stage for kind in _KINDS)
+            for stage in stages
+        },
+    }
 
 
 def _commit(registry: Registry, params: Params, entry: dict[str, Any], code_revision: str) -> None:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flywheel.errors import RegistryError
+from flywheel.errors import FlywheelError, RegistryError
 from flywheel.params import folder_name
 from storage import mlflow, mlflow_run
 from storage.layout import Layout
@@ -43,7 +43,7 @@ def record(
     flattened to dotted keys; `run` is the commit's Flywheel-Run; `seconds` the generation's wall time. A metric's `@`
     becomes `_at_` (`test/best_at_16`): MLflow refuses `@`. Raises MLflow's, SQLAlchemy's and the system's errors.
     """
-    client = mlflow.client(layout)
+    client = mlflow.writable_client(layout)
     run_id = mlflow_run.log_generation(client, published, metrics, params, run, tag, prefect_flow_run, seconds)
     _note(layout, int(published["generation"]), run_id, prefect_flow_run, seconds)
     return run_id
@@ -108,7 +108,7 @@ def send_queued(layout: Layout) -> list[int]:
         body = _read(path)
         try:
             if is_alias:
-                mlflow_run.move_alias(mlflow.client(layout), body["snapshot"])
+                mlflow_run.move_alias(mlflow.writable_client(layout), body["snapshot"])
             else:
                 record(layout, **body)
                 sent.append(generation)
@@ -127,7 +127,7 @@ def set_alias(layout: Layout, snapshot: str) -> bool:
     send_queued(layout)
     if not pending(layout):
         try:
-            mlflow_run.move_alias(mlflow.client(layout), snapshot)
+            mlflow_run.move_alias(mlflow.writable_client(layout), snapshot)
             return True
         except mlflow.away() as error:
             _log.warning("MLflow did not move its alias, that waits in %s: %s", _queue(layout), _short(error))
@@ -136,6 +136,17 @@ def set_alias(layout: Layout, snapshot: str) -> bool:
     newest = max((int(name.removesuffix("-alias")) for name in names), default=0)
     replace_text(_queue(layout) / f"{folder_name(newest)}-alias.json", json.dumps({"snapshot": snapshot}) + "\n")
     return False
+
+
+def require_database(layout: Layout) -> None:
+    """`initialise` for a service that cannot do without. Raises FlywheelError if there is no usable database then."""
+    try:
+        mlflow.writable_client(layout)
+    except mlflow.away() as error:
+        raise FlywheelError(
+            f"MLflow's database {mlflow.database(layout)} cannot be used ({_short(error)}); "
+            "move it away and a new one is made: what it showed is in git and DVC too"
+        ) from error
 
 
 def pending(layout: Layout) -> int:

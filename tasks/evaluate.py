@@ -70,6 +70,7 @@ def finish(params: Params, layout: Layout) -> Report:
     stamp = Stamp(layout, params.generation, "evaluate", work.folder.name, [layout.evaluations, layout.metrics])
     if (report := stamp.fresh()) is not None:
         return report
+    work.require(len(units))
     outcomes = [row for number in range(len(units)) for row in work.rows(number)]
     facts = [work.facts(number) for number in range(len(units))]
     evaluations = _summarise(params, outcomes)
@@ -139,6 +140,23 @@ def measure(
         if problem.split == "valid":
             tally.add(attempts, right)
     return rows, tally, greedy_cost + sampled_cost
+
+
+def greedy_rows(params: Params, sampler: Any, problems: list[Problem], hooks: Hooks = Hooks()) -> list[dict[str, Any]]:  # noqa: B008
+    """Whether any model's likeliest answer to each problem is right: {problem_id, split, group, value}."""
+    domain = domains.load(params.problems)
+    rows = []
+    for start in range(0, len(problems), _UNIT):
+        unit = problems[start : start + _UNIT]
+        found, _ = best_of_n.search(
+            unit, domain, sampler, Exact(domain), Run(params.seed, 0, "evaluate"),
+            samples=1, temperature=None, max_new_tokens=params.generate.max_new_tokens, should_stop=hooks.should_stop,
+        )  # fmt: skip
+        rows += [
+            {"problem_id": p.problem_id, "split": p.split, "group": p.group, "value": float(attempt.reward or 0.0)}
+            for p, (attempt,) in zip(unit, found, strict=True)
+        ]
+    return rows
 
 
 def _right(exact: Exact, problem: Problem, attempt: Attempt) -> bool:

@@ -85,6 +85,7 @@ def finish(params: Params, layout: Layout) -> Report:
     stamp = Stamp(layout, params.generation, "generate", work.folder.name, [layout.attempts])
     if (report := stamp.fresh()) is not None:
         return report
+    work.require(len(units))
     new = layout.tmp / f"attempts-{uuid.uuid4().hex[:8]}"
     with TableWriter(new, ATTEMPTS) as writer:
         for number in range(len(units)):

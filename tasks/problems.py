@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from flywheel.errors import ConfigError
 from flywheel.params import Params
@@ -14,7 +15,9 @@ from storage.schemas import PROBLEMS
 from storage.tables import TableWriter, replace_folder
 from tasks.stage import Hooks, Report, Stamp, fingerprint, main, timed
 
-_SOURCES = ("flywheel.problems", "flywheel.records", "flywheel.seeds", "storage.schemas", "storage.tables", "tasks.problems")
+_SOURCES = (
+    "flywheel.problems", "flywheel.records", "flywheel.seeds", "storage.schemas", "storage.tables", "tasks.problems",
+)  # fmt: skip
 
 
 def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # noqa: B008 (frozen)
@@ -41,7 +44,7 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
         with TableWriter(new, PROBLEMS) as writer:
             writer.write([problem_row(problem) for problem in rows])
         replace_folder(new, layout.problems, layout.tmp)
-        notes = {split: len(problems) for split, problems in found.items()}
+        notes: dict[str, Any] = {split: len(problems) for split, problems in found.items()}
         report = Report("problems", params.generation, seconds=seconds(), rows_out=len(rows), notes=notes)
     stamp.write(report)
     return report

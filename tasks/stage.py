@@ -1,7 +1,7 @@
 """What every stage shares: its report, its fingerprint, units that are done once, and the entry point of a hand-run.
 
-A stage is a plain `run(params, layout, hooks) -> Report`. The Prefect task, `python -m tasks.X` and the `dvc.yaml` stage
-all call that function.
+A stage is a plain `run(params, layout, hooks) -> Report`. The Prefect task, `python -m tasks.X` and the `dvc.yaml`
+stage all call that function.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,12 @@ def use_threads(execution: parameters.Execution) -> None:
         torch.set_num_threads(wanted)
 
 
+@cache
 def sources_digest(*packages: str) -> str:
-    """Digest of the installed sources of these modules or packages: an edited file voids what it made."""
+    """Digest of the installed sources of these modules or packages: an edited file voids what it made.
+
+    Taken once a process: what runs is the code that was loaded, whatever is edited meanwhile.
+    """
     total = hashlib.blake2b(digest_size=16)
     for name in sorted(packages):
         spec = importlib.util.find_spec(name)
@@ -164,6 +169,15 @@ class Units:
 
     def done(self, number: int) -> bool:
         return self.table(number).exists()
+
+    def require(self, count: int) -> None:
+        """Raise FlywheelError unless the first `count` units are all there."""
+        missing = [number for number in range(count) if not self.done(number)]
+        if missing:
+            raise FlywheelError(
+                f"{len(missing)} of {count} units are missing in {self.folder} (first: {missing[0]}); "
+                "were sources or params edited while the stage ran? run again, what is whole is kept"
+            )
 
     def facts(self, number: int) -> dict[str, Any]:
         """What was written beside the unit's rows."""

@@ -76,7 +76,7 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
     training = supervised.train(
         start_model.model,
         window.examples,
-        _valid(params, layout, start_model),
+        valid_examples(params, layout, start_model),
         params.train,
         seed=stream(params.seed, generation, "train"),
         fill=start_model.fill_id,
@@ -162,7 +162,7 @@ def _labels(params: Params, layout: Layout) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _valid(params: Params, layout: Layout, model: LanguageModel) -> Examples:
+def valid_examples(params: Params, layout: Layout, model: LanguageModel) -> Examples:
     """Reference answers of the valid problems."""
     domain = domains.load(params.problems)
     return Examples(

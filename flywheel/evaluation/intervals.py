@@ -32,10 +32,8 @@ def share(values: Sequence[float], groups: Sequence[str]) -> Interval:
     """
     mean, error, clusters = _clustered(values, groups)
     quantile = _quantile(clusters)
-    if error == 0.0 or mean in (0.0, 1.0):
-        effective = float(clusters)
-    else:
-        effective = mean * (1.0 - mean) / error**2
+    settled = error == 0.0 or mean in (0.0, 1.0)
+    effective = float(clusters) if settled else mean * (1.0 - mean) / error**2
     scale = 1.0 + quantile**2 / effective
     centre = (mean + quantile**2 / (2.0 * effective)) / scale
     half = quantile / scale * math.sqrt(mean * (1.0 - mean) / effective + quantile**2 / (4.0 * effective**2))
@@ -67,6 +65,6 @@ def _clustered(values: Sequence[float], groups: Sequence[str]) -> tuple[float, f
 
 def _quantile(clusters: int) -> float:
     """Upper 2.5 % point of Student's t with G - 1 degrees of freedom."""
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     return float(stdtrit(max(1, clusters - 1), 0.975))

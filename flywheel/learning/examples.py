@@ -68,7 +68,7 @@ class EpochOrder:
 
 
 def collate(rows: list[dict[str, Any]], fill: int) -> dict[str, Any]:
-    """A right-padded batch: input_ids, attention_mask, labels (prompt and padding ignored), weights, all [rows, ...]."""
+    """A right-padded batch: input_ids, attention_mask, labels (IGNORED on prompt and padding), weights, [rows, ...]."""
     import torch
 
     longest = max(len(row["ids"]) for row in rows)

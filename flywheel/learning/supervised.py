@@ -69,6 +69,8 @@ def train(
     if not len(examples):
         raise ValueError("training needs at least one example, got none")
     total_epochs = section.seed_epochs if until_stale else epochs if epochs is not None else section.epochs
+    # A seed training's end is not known before; its warm-up is a share of the shortest it can be.
+    shortest = section.patience if until_stale else total_epochs
     steps_per_epoch = -(-len(examples) // section.batch_size)
     order = EpochOrder(len(examples), seed)
     checkpoint = _newest_complete(work)
@@ -82,8 +84,7 @@ def train(
         weight_decay=section.weight_decay,
         max_grad_norm=section.gradient_clip,
         lr_scheduler_type="constant_with_warmup" if until_stale or section.schedule == "constant" else section.schedule,
-        # A seed training's end is not known before; its warm-up is a share of the shortest it can be.
-        warmup_steps=round(section.warmup_share * steps_per_epoch * (section.patience if until_stale else total_epochs)),
+        warmup_steps=round(section.warmup_share * steps_per_epoch * shortest),
         optim="adamw_torch_fused",
         bf16=device == "cuda",
         use_cpu=device == "cpu",
@@ -97,7 +98,8 @@ def train(
         label_names=["labels"],
         dataloader_pin_memory=device == "cuda",
     )
-    watch = _watch(work, section.patience if until_stale else None, checkpoint_seconds, progress, should_stop)
+    patience = section.patience if until_stale else None
+    watch = _watch(work, patience, steps_per_epoch, checkpoint_seconds, progress, should_stop)
     trainer = _trainer(
         order,
         model=model,
@@ -169,6 +171,7 @@ def _trainer(order: EpochOrder, **arguments: Any) -> Any:
 def _watch(
     work: Path,
     patience: int | None,
+    steps_per_epoch: int,
     checkpoint_seconds: float,
     progress: Callable[[int, int], None],
     should_stop: Callable[[], None],
@@ -189,9 +192,19 @@ def _watch(
             except Interrupted as error:
                 self.interrupted = error
                 control.should_training_stop = True
-                control.should_save = True
-            if time.monotonic() - self._saved > checkpoint_seconds:
-                control.should_save = True
+            # Where epochs are evaluated, the checkpoint at an epoch's end is the one that holds its loss: a save
+            # before the evaluation would let a resumed run go on to the next epoch without it.
+            if not self._epoch_is_over(state):
+                overdue = time.monotonic() - self._saved > checkpoint_seconds
+                control.should_save = self.interrupted is not None or overdue
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Trainer closes an epoch it was told to leave half-way as if it were whole; its loss must not count.
+            if self.interrupted is not None and not self._epoch_is_over(state):
+                control.should_evaluate = control.should_save = False
+
+        def _epoch_is_over(self, state: Any) -> bool:
+            return patience is not None and state.global_step % steps_per_epoch == 0
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]

@@ -24,6 +24,8 @@ def weights_digest(folder: Path) -> str:
     tensors = {}
     for path in files:
         for name, entry in _header(path).items():
+            if name in tensors:
+                raise ModelError(f"{folder} holds tensor {name} twice, in {tensors[name][0].name} and {path.name}")
             tensors[name] = (path, entry)
     total = hashlib.blake2b(digest_size=16)
     for name, (path, (dtype, shape, start, length)) in sorted(tensors.items()):
@@ -47,14 +49,14 @@ def _header(path: Path) -> dict[str, tuple[str, list[int], int, int]]:
             if size > path.stat().st_size:
                 raise ValueError("header longer than the file")
             header = json.loads(file.read(size))
-    except (struct.error, ValueError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}") from None
-    return {
-        name: (entry["dtype"], entry["shape"], 8 + size + entry["data_offsets"][0],
-               entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+        tensors = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                tensors[name] = (entry["dtype"], entry["shape"], 8 + size + first, last - first)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is not a safetensors file: {error}; expected what save_pretrained writes") from None
+    return tensors
 
 
 def tokenizer_digest(folder: Path) -> str:

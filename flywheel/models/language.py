@@ -133,7 +133,7 @@ def load(source: str | Path, device: str, dtype: str | None = None) -> LanguageM
     if isinstance(source, Path) or local.exists() or str(source).startswith((".", "/")):
         folder = local
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{source} is not a model folder: it has no config.json; expected what save_pretrained makes")
+            raise ModelError(f"{source} is no model folder: it has no config.json; expected what save_pretrained makes")
     else:
         folder = _download(str(source))
     wanted = dtype or ("bfloat16" if device == "cuda" else "float32")

@@ -103,7 +103,7 @@ def sample(
     ends = torch.tensor(sorted(language_model.end_ids), device=device)
 
     with torch.inference_mode():
-        # Without a config the cache has one plain growing layer for each decoder layer.
+        # With the config the cache has the layers that the model wants, sliding windows among them.
         cache = DynamicCache(config=model.config)
         logits = _forward(model, input_ids, mask, None, cache)
         cache.batch_repeat_interleave(samples)
@@ -174,8 +174,10 @@ def _choose(logits: Any, temperature: float | None, draw: Any) -> tuple[Any, Any
     else:
         log_probabilities = torch.log_softmax(logits / temperature, dim=-1)
         cumulative = log_probabilities.exp().cumsum(dim=-1)
-        # Scaled by the last entry, since rounding leaves the sum a little off 1.
-        threshold = draw.to(cumulative.dtype) * cumulative[:, -1]
+        # Scaled by the last entry, since rounding leaves the sum a little off 1. A draw that rounds up to 1 would pass
+        # the end and pick the last token, however unlikely it is.
+        below_one = 1.0 - torch.finfo(cumulative.dtype).eps / 2
+        threshold = draw.to(cumulative.dtype).clamp(max=below_one) * cumulative[:, -1]
         chosen = torch.searchsorted(cumulative, threshold.unsqueeze(1), right=True).squeeze(1)
         chosen = chosen.clamp(max=logits.shape[-1] - 1)
     return chosen, log_probabilities.gather(1, chosen.unsqueeze(1)).squeeze(1)

@@ -5,7 +5,8 @@
              24 - 5 = 19
 
 A hand is the same hand in any order. Splits are by hash of the hand, so that a test hand never occurs in training with
-any target; intervals cluster by hand. The problems are the same for every run's seed, so that runs can be compared. A problem's reference is one solution, which the checker never looks at.
+any target; intervals cluster by hand. The problems are the same for every run's seed, so that runs can be compared.
+A problem's reference is one solution, which the checker never looks at.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Countdown:
         return Verdict(True, answer, "right")
 
     def steps(self, output: str) -> list[str]:
-        return [line.strip() for line in output.splitlines() if line.strip()]
+        return [line.strip() for line in output.split("\n") if line.strip()]
 
     def solutions(self, problem: Problem, count: int) -> list[str]:
         hand = tuple(problem.payload["numbers"])

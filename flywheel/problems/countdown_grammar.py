@@ -21,11 +21,12 @@ from fractions import Fraction
 
 _TOKEN = re.compile(r"\s*(?:(?P<digits>\d+)|(?P<symbol>[-+*/()=]))", re.ASCII)
 _VALUE = re.compile(r"\s*(-?\d+)(?:/(\d+))?\s*", re.ASCII)
-_LONGEST_NUMBER = 12
+_LONGEST_NUMBER = 40
+"""Digits; Python refuses to read or write integers of thousands, and no hand makes them."""
 _DEEPEST = 50
 
 
-class Malformed(ValueError):
+class Malformed(ValueError):  # noqa: N818 (what the text is)
     """The text is no sentence of the grammar, or a number is not at hand. Carries the reason."""
 
 
@@ -39,7 +40,7 @@ class Expression:
 
 
 def canonical(expression: Expression) -> str:
-    """Normal form: sums and products are flattened and sorted, so `3 * 8 - 5` and `-5 + 8 * 3` are one solution."""
+    """Normal form: sums and products are flattened and sorted, so `3 * 8 - 5` and `8 * 3 - 5` are one solution."""
     if not expression.operands:
         return str(expression.value)
     additive = expression.operator in "+-"
@@ -77,14 +78,16 @@ def combine(operator: str, left: Expression, right: Expression) -> Expression:
 def follow(hand: list[int], text: str) -> list[Expression]:
     """Follow an answer line by line; returns what is at hand after the last. Raises Malformed with the reason."""
     at_hand = [Expression(Fraction(number)) for number in hand]
-    lines = text.strip().splitlines()
-    if not lines:
+    if not text.strip():
         raise Malformed("empty answer")
-    for number, line in enumerate(lines, 1):
+    # Only a newline ends a line: str.splitlines knows ten more characters that would.
+    for number, line in enumerate(text.strip().split("\n"), 1):
         left, equals, right = line.rpartition("=")
         stated = _VALUE.fullmatch(right)
-        if not equals or stated is None or (stated[2] is not None and int(stated[2]) == 0):
+        if not equals or stated is None or (stated[2] is not None and not stated[2].strip("0")):
             raise Malformed(f"line {number} does not end in '= result'")
+        if len(right.strip()) > _LONGEST_NUMBER:
+            raise Malformed("a number of too many digits")
         result = _Parser(left, at_hand).parse()
         if result.operator == "":
             raise Malformed(f"line {number} has no operation")

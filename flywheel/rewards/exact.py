@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flywheel.problems.domain import Domain
-from flywheel.records import Problem, StopReason
+from flywheel.records import Problem, Status, StopReason
 from flywheel.rewards.reward import Judgement
 
 
@@ -20,5 +20,5 @@ class Exact:
         if stop_reason == "length":
             return Judgement(0.0, "truncated", None)
         verdict = self._domain.check(problem, output)
-        status = "judged" if verdict.answer is not None else "malformed"
+        status: Status = "judged" if verdict.answer is not None else "malformed"
         return Judgement(1.0 if verdict.right else 0.0, status, verdict.answer)

@@ -159,13 +159,11 @@ def test_rollback_moves_the_alias(layout: Layout) -> None:
     assert champion_source(layout) == "dvc://gen/0001/student"
 
 
-def test_a_locked_database_queues_and_the_queue_keeps_order(layout: Layout) -> None:
+def test_a_locked_database_queues_and_the_queue_keeps_order(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.05)
     tracking.record(layout, *told(0))
     blocker = sqlite3.connect(store.database(layout), isolation_level=None)
-    blocker.execute("PRAGMA busy_timeout = 0")
     blocker.execute("BEGIN EXCLUSIVE")
-    # The lock is real; only the patience of five seconds a statement is cut for the test.
-    impatient(layout)
     try:
         assert tracking.record_or_queue(layout, *told(1)) is None
         assert tracking.record_or_queue(layout, *told(2)) is None
@@ -182,18 +180,6 @@ def test_a_locked_database_queues_and_the_queue_keeps_order(layout: Layout) -> N
     assert count(layout, "runs") == 4
     assert champion_source(layout) == "dvc://gen/0000/student"
     assert json.loads((layout.local / "runs" / "0002.json").read_text())["mlflow_run"] is not None
-
-
-def impatient(layout: Layout) -> None:
-    from sqlalchemy import event
-
-    engine = store.client(layout)._tracking_client.store.engine
-
-    @event.listens_for(engine, "begin")
-    def _(connection: Any) -> None:
-        connection.exec_driver_sql("PRAGMA busy_timeout = 10")
-
-    engine.dispose()
 
 
 def test_a_database_that_is_none_queues(tmp_path: Path) -> None:
