@@ -6,8 +6,10 @@ import os
 import shlex
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow
 
@@ -15,46 +17,76 @@ from flows import stop
 from flows.generation import generation
 from flows.progress import Tracker
 from flywheel import params as parameters
-from flywheel.errors import Interrupted
+from flywheel.errors import Interrupted, RegistryBusy
 from flywheel.params import Params
 from storage import history, ledger, lock, prepare, recovery, tracking
 from storage.layout import tag_name
 from storage.registry import Registry
 
 _COMMAND_SECONDS = 600
+_LOOK_AGAIN_SECONDS = 2.0
 
 
 @flow(name="campaign", validate_parameters=False)
 def campaign(
-    registry: str, generations: int | None = None, overrides: list[str] | None = None, on_failure: str | None = None
+    registry: str,
+    generations: int | None = None,
+    overrides: list[str] | None = None,
+    when_busy: Literal["fail", "skip", "queue"] = "fail",
 ) -> list[dict[str, Any]]:
     """Run so many more generations beyond the last published (default `campaign.generations`); their history rows.
 
     A fresh registry makes generation 0 first; one that was cut off is finished and counts. The registry's lock is held
-    throughout: RegistryBusy if another holds it. `on_failure` is a command run if a generation fails, over the params'.
+    throughout. Where another process holds it, `when_busy` says whether to raise RegistryBusy, to do nothing, or to wait.
     """
     opened = Registry.open(Path(registry))
+    try:
+        with _held(opened, when_busy):
+            return _run(opened, generations, overrides)
+    except RegistryBusy:
+        if when_busy == "skip" and lock.holder(opened) is not None:
+            return []
+        raise
+
+
+@contextmanager
+def _held(opened: Registry, when_busy: str) -> Iterator[None]:
+    while when_busy == "queue" and not lock.inherited(opened.root) and lock.holder(opened) is not None:
+        stop.check()
+        time.sleep(_LOOK_AGAIN_SECONDS)
     with lock.ensure(opened, "run"):
-        tracker = Tracker(opened.layout)
-        for sentence in recovery.recover(opened):
-            tracker.note(sentence)
+        yield
+
+
+def _run(opened: Registry, generations: int | None, overrides: list[str] | None) -> list[dict[str, Any]]:
+    tracker = Tracker(opened.layout)
+    # MLflow's import and, once, its database come while the first stages compute.
+    warm = tracking.warm_up(opened.layout)
+    published = len(opened.generations())
+    for sentence in recovery.recover(opened):
+        tracker.note(sentence)
+    finished = len(opened.generations()) - published
+    params = parameters.load(opened.layout.params, overrides)
+    try:
+        return _turn(opened, params, generations, finished, tracker)
+    except Interrupted:
+        raise
+    except Exception as error:
+        _tell(opened, params.execution.on_failure, error, tracker)
+        raise
+    finally:
+        warm.join()
         sent = tracking.send_queued(opened.layout)
         if sent:
             tracker.note(f"sent to MLflow what had waited: {', '.join(tag_name(number) for number in sent)}")
-        params = parameters.load(opened.layout.params, overrides)
-        try:
-            return _turn(opened, params, generations, tracker)
-        except Interrupted:
-            raise
-        except Exception as error:
-            _tell(opened, on_failure or params.execution.on_failure, error, tracker)
-            raise
-        finally:
-            tracker.close()
+        tracker.close()
 
 
-def _turn(opened: Registry, params: Params, generations: int | None, tracker: Tracker) -> list[dict[str, Any]]:
-    left = generations if generations is not None else params.campaign.generations
+def _turn(
+    opened: Registry, params: Params, generations: int | None, finished: int, tracker: Tracker
+) -> list[dict[str, Any]]:
+    """`finished` counts generations that recovery has just published: cut off before, they count."""
+    left = (generations if generations is not None else params.campaign.generations) - finished
     if opened.head_generation() is None:
         left += 1
     start, rows = time.monotonic(), []

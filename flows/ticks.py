@@ -86,7 +86,12 @@ class Schedule:
             overrides.append(f"campaign.plateau={self.until_plateau}")
         if self.on_failure is not None:
             overrides.append(f"execution.on_failure={json.dumps(self.on_failure)}")
-        return {"registry": str(layout.root), "generations": self.generations, "overrides": overrides}
+        return {
+            "registry": str(layout.root),
+            "generations": self.generations,
+            "overrides": overrides,
+            "when_busy": self.when_busy,
+        }
 
 
 def read_schedule(layout: Layout) -> Schedule | None:

@@ -218,9 +218,7 @@ class Params(Section):
 
     def for_generation(self, generation: int, parent: int | None) -> Params:
         """The same recipe, for this generation."""
-        return self.model_copy(
-            update={"generation": generation, "folder": folder_name(generation), "parent": parent}
-        )
+        return self.model_copy(update={"generation": generation, "folder": folder_name(generation), "parent": parent})
 
 
 def folder_name(generation: int) -> str:

@@ -256,4 +256,4 @@ def _metrics(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(run))
+    raise SystemExit(main(run, run_shard))

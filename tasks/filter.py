@@ -84,7 +84,7 @@ def select(
     kept: list[dict[str, Any]] = []
     dropped = []
     answers = set()
-    for attempt in sorted(attempts, key=lambda a: (-(a["reward"] if a["reward"] is not None else -1e300))):
+    for attempt in sorted(attempts, key=lambda a: -(a["reward"] if a["reward"] is not None else -1e300)):
         if not is_training:
             reason = "not a training problem"
         elif attempt["stop_reason"] == "length":

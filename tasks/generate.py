@@ -26,12 +26,30 @@ from storage.schemas import ATTEMPTS
 from storage.tables import TableWriter, replace_folder
 from tasks import models
 from tasks.stage import (
-    Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, main, my_units, numerics,
+    Hooks,
+    Report,
+    Stamp,
+    Units,
+    cost_fact,
+    cost_of,
+    fingerprint,
+    main,
+    my_units,
+    numerics,
 )
 
 _SOURCES = (
-    "flywheel.compute", "flywheel.models", "flywheel.problems", "flywheel.records", "flywheel.rewards",
-    "flywheel.search", "flywheel.seeds", "storage.rows", "storage.schemas", "storage.tables", "tasks.generate",
+    "flywheel.compute",
+    "flywheel.models",
+    "flywheel.problems",
+    "flywheel.records",
+    "flywheel.rewards",
+    "flywheel.search",
+    "flywheel.seeds",
+    "storage.rows",
+    "storage.schemas",
+    "storage.tables",
+    "tasks.generate",
 )
 
 
@@ -64,7 +82,9 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
             attempts, cost = _attempts(params, layout, domain, units[number], hooks)
             spent = time.monotonic() - start
             work.write(
-                number, [attempt_row(attempt) for attempt in attempts], ATTEMPTS,
+                number,
+                [attempt_row(attempt) for attempt in attempts],
+                ATTEMPTS,
                 {"cost": cost_fact(cost), "seconds": spent, "right": sum(a.reward == 1.0 for a in attempts)},
             )
         fact = work.facts(number)
@@ -73,8 +93,13 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
         done += len(units[number])
         hooks.progress(done, total)
     return Report(
-        "generate", params.generation, f"{shard:05d}/{shards:05d}", cost_of(made), seconds,
-        rows_in=total, rows_out=sum(pq.read_metadata(work.table(number)).num_rows for number in mine),
+        "generate",
+        params.generation,
+        f"{shard:05d}/{shards:05d}",
+        cost_of(made),
+        seconds,
+        rows_in=total,
+        rows_out=sum(pq.read_metadata(work.table(number)).num_rows for number in mine),
     )
 
 
@@ -94,9 +119,12 @@ def finish(params: Params, layout: Layout) -> Report:
     replace_folder(new, layout.attempts, layout.tmp)
     facts = [work.facts(number) for number in range(len(units))]
     report = Report(
-        "generate", params.generation, cost=cost_of(facts),
+        "generate",
+        params.generation,
+        cost=cost_of(facts),
         seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
-        rows_in=sum(len(unit) for unit in units), rows_out=writer.rows,
+        rows_in=sum(len(unit) for unit in units),
+        rows_out=writer.rows,
         numerics=numerics(params.execution),
         notes={"attempts": writer.rows, "right": sum(fact["right"] for fact in facts)},
     )
@@ -114,8 +142,12 @@ def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
     problems = chosen(params, layout)
     size = params.generate.unit
     sections = [
-        params.seed, params.generation, params.seed_labels.model_dump(), params.generate.model_dump(),
-        params.reward.model_dump(), params.problems.model_dump(mode="json"),
+        params.seed,
+        params.generation,
+        params.seed_labels.model_dump(),
+        params.generate.model_dump(),
+        params.reward.model_dump(),
+        params.problems.model_dump(mode="json"),
     ]
     inputs = [layout.problems, layout.parent, layout.lineage / "teacher.json"]
     mark = fingerprint("generate", _SOURCES, sections, inputs, numerics(params.execution))
@@ -147,4 +179,4 @@ def _attempts(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(run))
+    raise SystemExit(main(run, run_shard))

@@ -246,11 +246,27 @@ class Stamp:
         replace_text(self._path, json.dumps(held))
 
 
-def main(run: Callable[[Params, Layout, Hooks], Report]) -> int:
-    """Run a stage by hand in the registry that is the current folder: what `dvc.yaml` calls."""
+def main(
+    run: Callable[[Params, Layout, Hooks], Report],
+    run_shard: Callable[[Params, Layout, int, int, Hooks], Report] | None = None,
+) -> int:
+    """Run a stage by hand in the registry that is the current folder: what `dvc.yaml` calls.
+
+    `--shard 2/4` does one shard's units and leaves joining them to the caller; only stages with `run_shard` know it.
+    """
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{Path(sys.argv[0]).stem}")
+    if run_shard is not None:
+        parser.add_argument("--shard", metavar="I/N", type=_shard, help="do shard I (from 0) of N only")
+    wanted = getattr(parser.parse_args(), "shard", None)
     layout = Layout(Path.cwd())
     try:
-        report = run(parameters.load(layout.params), layout, Hooks())
+        params = parameters.load(layout.params)
+        if wanted is not None and run_shard is not None:
+            report = run_shard(params, layout, *wanted, Hooks())
+        else:
+            report = run(params, layout, Hooks())
     except FlywheelError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -260,3 +276,12 @@ def main(run: Callable[[Params, Layout, Hooks], Report]) -> int:
         f"{report.cost.executed:.3g} FLOPs{'; ' if figures else ''}{figures}\n"
     )
     return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    import argparse
+
+    shard, _, shards = text.partition("/")
+    if not (shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N with 0 <= I < N, e.g. 2/4")
+    return int(shard), int(shards)

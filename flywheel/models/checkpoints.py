@@ -21,7 +21,7 @@ def weights_digest(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{folder} holds no *.safetensors; expected a model folder saved by transformers")
-    tensors = {}
+    tensors: dict[str, tuple[Path, tuple[str, list[int], int, int]]] = {}
     for path in files:
         for name, entry in _header(path).items():
             if name in tensors:

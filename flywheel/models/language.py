@@ -140,11 +140,15 @@ def load(source: str | Path, device: str, dtype: str | None = None) -> LanguageM
     try:
         snapshot = weights_digest(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=wanted, use_safetensors=True, trust_remote_code=False
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=wanted, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{source} cannot be loaded as a causal language model: {error}") from error
+    if loading["missing_keys"]:
+        # Transformers draws what is missing at random and goes on.
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ModelError(f"{source} lacks {len(loading['missing_keys'])} of its tensors, such as {missing}; save it anew")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no end-of-sequence token; expected one, answers must end")
     return LanguageModel(model.to(device).eval(), tokenizer, snapshot, tokenizer_digest(folder))

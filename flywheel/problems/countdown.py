@@ -105,8 +105,12 @@ class Countdown:
 
     def solutions(self, problem: Problem, count: int) -> list[str]:
         hand = tuple(problem.payload["numbers"])
-        found = solve(hand, self.largest_value).get(problem.payload["target"], [])
-        return ["\n".join(as_steps(expression)) for expression in found[:count]]
+        found: dict[str | None, str] = {}
+        for expression in solve(hand, self.largest_value).get(problem.payload["target"], []):
+            # Where an intermediate result equals another number at hand, two expressions can read the same as text.
+            text = "\n".join(as_steps(expression))
+            found.setdefault(self.check(problem, text).answer, text)
+        return list(found.values())[:count]
 
     def vocabulary(self) -> Iterator[str]:
         yield from ["\n", "->", "+", "-", "*", "/", "="]

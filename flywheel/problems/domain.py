@@ -57,7 +57,5 @@ def load(section: params.Problems) -> Domain:
     if section.domain == "countdown":
         from flywheel.problems.countdown import Countdown
 
-        return Countdown(
-            section.numbers, section.smallest, section.largest, section.largest_target, section.shares
-        )
+        return Countdown(section.numbers, section.smallest, section.largest, section.largest_target, section.shares)
     raise ConfigError([f"problems.domain: got {section.domain!r}; known: countdown"])

@@ -79,9 +79,7 @@ def at_equal_accuracy(
                 True,
             )
     most = curve.samples
-    return _row(
-        float(most), above, curve.flops(most), student_accuracy, student_flops, investment_flops, False
-    )
+    return _row(float(most), above, curve.flops(most), student_accuracy, student_flops, investment_flops, False)
 
 
 def at_budgets(

@@ -29,7 +29,14 @@ class Encoder(Protocol):
 
 
 def search(
-    problems: Sequence[Problem], solver: Solver, snapshot: str, encoder: Encoder, reward: Reward, run: Run, *, count: int
+    problems: Sequence[Problem],
+    solver: Solver,
+    snapshot: str,
+    encoder: Encoder,
+    reward: Reward,
+    run: Run,
+    *,
+    count: int,
 ) -> list[Attempt]:
     """Up to `count` different solutions a problem, judged like any attempt. A solver's work is counted as no FLOPs."""
     found = []

@@ -15,6 +15,7 @@ import pytest
 
 from flows import processes, rest, services
 from flows import schedule as schedules
+from flows.server import own_server
 from flows.state import read_services
 from flywheel.errors import InputError, RegistryBusy, RegistryError
 from storage import lock
@@ -92,6 +93,8 @@ def test_a_schedule_fires_survives_a_reboot_and_goes_down(layout: Layout) -> Non
         with pytest.raises(InputError, match=r"--port-prefect got 4999, but prefect runs at"):
             services.up(layout, port_prefect=4999)
         api = up["prefect"]["url"]
+        with own_server(layout) as used:  # a run takes the standing server and leaves it standing
+            assert used == api
 
         # A run at work: one more tick is skipped, and a run started by hand keeps `down` away.
         (layout.root / "hold").touch()

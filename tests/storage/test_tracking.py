@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flywheel.errors import RegistryError
+from flywheel.errors import FlywheelError, RegistryError
 from storage import mlflow as store
 from storage import tracking
 from storage.layout import Layout
@@ -205,6 +205,22 @@ def test_initialise_leaves_no_draft_and_does_nothing_the_second_time(empty: Path
     assert not list(empty.parent.glob("draft-*"))
     with sqlite3.connect(empty) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_warming_up_makes_the_database_for_the_first_record(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    tracking.warm_up(layout).join(60)
+    assert store.database(layout).exists()
+    assert tracking.record_or_queue(layout, *told(0)) is not None
+    store._clients.pop(store.database(layout))
+
+
+def test_a_service_is_told_of_a_database_that_is_none(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.mlflow.mkdir(parents=True)
+    store.database(layout).write_text("this is not a database, " * 100)
+    with pytest.raises(FlywheelError, match=r"mlflow\.db cannot be used"):
+        tracking.require_database(layout)
 
 
 def test_pending_and_queueing_need_no_mlflow(tmp_path: Path) -> None:
