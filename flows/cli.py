@@ -412,7 +412,8 @@ def _rollback_text(done: dict[str, Any], verb: str) -> str:
 def _services_text(found: dict[str, Any]) -> str:
     lines = []
     for name, service in found.items():
-        state = service["url"] or "running" if service["alive"] else "not running"
+        page = (service["url"] or "running").removesuffix("/api")
+        state = page if service["alive"] else "not running"
         lines.append(f"{name:8} {state}")
     return "\n".join(lines)
 

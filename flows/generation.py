@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.context import get_run_context
+from prefect.runtime import flow_run
 
 from flows import display, stages, stop
 from flows.progress import Step, Tracker
@@ -67,7 +67,7 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
         params.model_dump(mode="json"),
         run,
         tag,
-        str(get_run_context().flow_run.id),
+        flow_run.id,
         seconds,
     )
     row = next(row for row in history.history(opened) if row["generation"] == params.generation)

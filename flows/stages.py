@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import stop
@@ -113,9 +113,10 @@ def run_sharded(stage: str, layout: Layout, params: Params, tracker: Tracker) ->
             finished += 1
             tracker.step(Step(params.generation, stage, finished, shards))
 
-        with ThreadPoolTaskRunner(max_workers=execution.workers) as runner:
+        pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=execution.workers)
+        with pool as runner:
             shard_task = one_shard_apart.with_options(retries=execution.retries)
-            futures = [
+            futures: list[PrefectFuture[Any]] = [
                 runner.submit(shard_task, {"stage": stage, "root": str(layout.root), "shard": shard, "shards": shards,
                                            "tell": count})
                 for shard in range(shards)

@@ -59,7 +59,7 @@ def _lines(document: dict[str, Any], step: progress.Step | None, scheduled: bool
     elif document["state"] == "interrupted":
         lines.append(f"interrupted: generation {document['generation']} was cut off; `flywheel run` goes on with it")
     else:
-        lines.append("idle" if holder is None else "held")
+        lines.append("idle" if holder is None else "held: starting, or at something that tells no progress")
     if holder is not None:
         lines.append(
             f"held by PID {holder['pid']} on {holder['host']} since {holder['since']}: {holder['purpose']}"

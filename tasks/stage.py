@@ -264,7 +264,8 @@ def main(
     try:
         params = parameters.load(layout.params)
         if wanted is not None and run_shard is not None:
-            report = run_shard(params, layout, *wanted, Hooks())
+            shard, shards = wanted
+            report = run_shard(params, layout, shard, shards, Hooks())
         else:
             report = run(params, layout, Hooks())
     except FlywheelError as error:

@@ -81,3 +81,15 @@ def test_a_damaged_file_is_named(layout: Layout, text: str) -> None:
 def test_the_local_timezone_follows_tz(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     assert local_timezone() == "Asia/Tokyo"
+
+
+@pytest.mark.parametrize("cron", ["0 2 * * *", "*/15 9-17 * * 1-5", "30 4 1,15 * *", "0 0 29 2 *", "5 0 * 8 *", "0 2 1 * 1"])
+@pytest.mark.parametrize("timezone", ["UTC", "Europe/Amsterdam", "America/New_York"])
+def test_the_ticks_shown_are_those_that_prefect_will_run(cron: str, timezone: str) -> None:
+    import asyncio
+
+    from prefect.server.schemas.schedules import CronSchedule
+
+    dates = asyncio.run(CronSchedule(cron=cron, timezone=timezone).get_dates(5))
+    shown = [datetime.fromisoformat(moment) for moment in Schedule(cron, timezone).next(5)]
+    assert shown == [date.replace(microsecond=0) for date in dates]

@@ -33,8 +33,10 @@ def problems(countdown: Countdown) -> dict[str, list[Problem]]:
     return {"train": countdown.problems("train", 10), "valid": countdown.problems("valid", 6)}
 
 
-def examples_of(model: LanguageModel, countdown: Countdown, problems: list[Problem]) -> Examples:
-    return Examples(
+def examples_of(
+    model: LanguageModel, countdown: Countdown, problems: list[Problem], kind: type[Examples] = Examples
+) -> Examples:
+    return kind(
         (model.encode_prompt(countdown.prompt(p)), model.encode_answer(str(p.reference)), 1.0) for p in problems
     )
 
@@ -50,7 +52,7 @@ def teach(
         training = supervised.train(
             model.model,
             examples_of(model, countdown, problems["train"]),
-            examples_of(model, countdown, problems["valid"]),
+            examples_of(model, countdown, problems["valid"], hooks.pop("valid", Examples)),
             hooks.pop("section", SECTION),
             seed=11,
             fill=model.fill_id,
@@ -206,6 +208,26 @@ def test_killed_and_resumed_is_as_if_unbroken(teach: Teach, until_stale: bool, s
     got, resumed, _ = teach("cut", until_stale, checkpoint_seconds=1e-9)
     assert (got, resumed) == (whole, digest)
     assert not half.exists()
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_killed_while_looking_at_the_valid_loss(teach: Teach, looks: int) -> None:
+    """A checkpoint is due at each step, so at an epoch's last one too; the epoch's loss must not be lost with it."""
+    left = 6 * looks
+
+    class Dying(Examples):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return super().__getitem__(index)
+
+    whole, digest, _ = teach("whole", True)
+    with pytest.raises(Killed):
+        teach("cut", True, checkpoint_seconds=1e-9, valid=Dying)
+    got, resumed, _ = teach("cut", True)
+    assert (got, resumed) == (whole, digest)
 
 
 def test_a_finished_training_is_found_again(teach: Teach) -> None:

@@ -206,7 +206,7 @@ def test_a_hand_run_of_one_shard(
     monkeypatch.setattr(sys, "argv", ["generate", "--shard", "1/3"])
     assert main(generate.run, generate.run_shard) == 0
     assert not layout.attempts.exists()
-    assert "generate of generation 1: 6 rows" in capsys.readouterr().err
+    assert "generate of generation 1: 12 rows" in capsys.readouterr().err
     for text in ("3/3", "-1/3", "x", "1/0", "1"):
         monkeypatch.setattr(sys, "argv", ["generate", f"--shard={text}"])
         with pytest.raises(SystemExit, match="2"):
