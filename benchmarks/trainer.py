@@ -95,7 +95,8 @@ def main() -> int:
 
     torch.set_num_threads(given.threads)
     domain = domains.load(params.Problems())
-    section = params.Train(epochs=given.epochs, schedule="constant", warmup_share=0.0)
+    # No weight decay: Trainer spares norms and biases, which the bare loop would have to be told.
+    section = params.Train(epochs=given.epochs, schedule="constant", warmup_share=0.0, weight_decay=0.0)
     sizes = params.Model(
         hidden_size=given.hidden_size, layers=given.layers, intermediate_size=given.hidden_size * 11 // 4
     )

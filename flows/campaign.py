@@ -37,7 +37,7 @@ def campaign(
     """Run so many more generations beyond the last published (default `campaign.generations`); their history rows.
 
     A fresh registry makes generation 0 first; one that was cut off is finished and counts. The registry's lock is held
-    throughout. Where another process holds it, `when_busy` says whether to raise RegistryBusy, to do nothing, or to wait.
+    throughout. Where another process holds it, `when_busy` says whether to raise RegistryBusy, do nothing, or wait.
     """
     opened = Registry.open(Path(registry))
     try:
@@ -118,9 +118,7 @@ def _capped(opened: Registry, params: Params, seconds: float) -> str | None:
         if stale >= caps.plateau:
             return f"plateau: {stale} generations in a row without a new champion (campaign.plateau)"
     if caps.max_flops is not None:
-        spent = sum(
-            sum(ledger.flops(ledger.read(opened.layout, row["generation"])).values()) for row in rows
-        )
+        spent = sum(sum(ledger.flops(ledger.read(opened.layout, row["generation"])).values()) for row in rows)
         if spent >= caps.max_flops:
             return f"{spent:.3g} FLOPs spent of {caps.max_flops:.3g} (campaign.max_flops)"
     if caps.max_hours is not None and seconds >= caps.max_hours * 3600:
@@ -163,5 +161,3 @@ def _tell(opened: Registry, command: str | None, error: Exception, tracker: Trac
         return
     if done.returncode:
         tracker.note(f"the command for failures, {command!r}, ended with {done.returncode}")
-
-

@@ -19,6 +19,7 @@ from flywheel.errors import FlywheelError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from storage.registry import Registry
 
 app = typer.Typer(
@@ -66,7 +67,7 @@ def run(
 ) -> None:
     """Run generations beyond the last published one; makes the registry if there is none, goes on with one cut off."""
     from flows import display, progress, server, stop
-
+    from flywheel.models import language
     from storage import lock
     from storage.registry import Registry
 
@@ -75,6 +76,7 @@ def run(
     with lock.hold(opened, "run"), stop.on_signals():
         _quiet_prefect()
         started = server.start_early(opened.layout)
+        language.warm_up()
         with server.own_server(opened.layout, started):
             from flows.campaign import campaign
 
@@ -189,7 +191,9 @@ def rollback(
         raise InputError('a rollback needs a reason, got none; add --reason "why", it is kept in the history')
     if not yes:
         if not sys.stdin.isatty():
-            raise InputError("a rollback asks before it acts, and stdin is no terminal; add --yes, or look with --dry-run")
+            raise InputError(
+                "a rollback asks before it acts, and stdin is no terminal; add --yes, or look with --dry-run"
+            )
         _console(stderr=True).print(_rollback_text(planned, "Will go"), highlight=False)
         typer.confirm("Go on?", abort=True, err=True)
     done = rollbacks.rollback(opened, generation, reason)
@@ -297,8 +301,9 @@ def control(
     registry: RegistryPath = DEFAULT_REGISTRY,
     as_json: Json = False,
 ) -> None:
-    """Measure what to compare with: no-search and ceiling train at the same total FLOPs; tuned-search samples at its best."""
+    """Measure what to compare with: no-search and ceiling at the same total FLOPs, tuned-search at its best."""
     from flows import display, progress, server, stop
+    from flywheel.models import language
     from storage import lock
     from storage.registry import Registry
 
@@ -307,6 +312,7 @@ def control(
     with lock.hold(opened, f"control {name}"), stop.on_signals():
         _quiet_prefect()
         started = server.start_early(opened.layout)
+        language.warm_up()
         with server.own_server(opened.layout, started):
             from flows.controls import control as run_control
 
@@ -320,7 +326,9 @@ def control(
 
 @app.command()
 def compare(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for registries, table and picture.")] = Path("comparison"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for registries, table and picture.")] = Path(
+        "comparison"
+    ),
     seeds: Annotated[str, typer.Option(help="Seeds, by commas.")] = "0,1,2",
     preset: Preset = "countdown",
     set_: Overrides = None,
@@ -345,7 +353,9 @@ def doctor(registry: RegistryPath = DEFAULT_REGISTRY, as_json: Json = False) -> 
 
     findings = examine(registry)
     text = "\n".join(f"{'ok  ' if found.ok else 'BAD '} {found.what}: {found.detail}" for found in findings)
-    _out(as_json, {"ok": all(found.ok for found in findings), "findings": [found.as_dict() for found in findings]}, text)
+    _out(
+        as_json, {"ok": all(found.ok for found in findings), "findings": [found.as_dict() for found in findings]}, text
+    )
     if not all(found.ok for found in findings):
         raise typer.Exit(1)
 
@@ -399,7 +409,8 @@ def _move_alias(opened: Registry, done: dict[str, Any]) -> dict[str, Any]:
 
 def _rollback_text(done: dict[str, Any], verb: str) -> str:
     lines = [
-        f"{verb} from gen/{done['from']} to gen/{done['to']}: {done['rows_dropped']} labels out, {done['rows_kept']} stay, "
+        f"{verb} from gen/{done['from']} to gen/{done['to']}: {done['rows_dropped']} labels out, "
+        f"{done['rows_kept']} stay, "
         f"{len(done['models_abandoned'])} models abandoned, {done['bytes_to_fetch']} bytes to fetch.",
         f"Champion: the student of gen/{done['alias']['from']} -> that of gen/{done['alias']['to']}.",
         f"To take it back: {done['undo']}",
@@ -451,9 +462,8 @@ def _print_json_rows(rows: Any) -> None:
 
 
 def _table(rows: list[dict[str, str]], names: list[str] | None = None) -> None:
-    from rich.table import Table
-
     from rich import box
+    from rich.table import Table
 
     names = names or list(rows[0])
     table = Table(*names, box=box.SIMPLE_HEAD)

@@ -47,7 +47,9 @@ def compare(
         groups += [group[problem] for problem in problems]
         for name, outcome in contenders.items():
             values.setdefault(name, []).extend(outcome[problem] for problem in problems)
-        spent.append(sum(sum(row["stages"].get(stage, 0.0) for stage in ("generate", "train")) for row in history(registry)))
+        spent.append(
+            sum(sum(row["stages"].get(stage, 0.0) for stage in ("generate", "train")) for row in history(registry))
+        )
     student = values["student at once"]
     result = {
         "seeds": seeds,

@@ -1,8 +1,8 @@
 """Controls as flows of their own: what the flywheel is to be compared with.
 
-    no-search      the same seed labels and the same total FLOPs, all of them spent on training
-    ceiling        the solver's labels for every training problem, as many FLOPs
-    tuned-search   generation 0's search at the temperature that does best on valid
+no-search      the same seed labels and the same total FLOPs, all of them spent on training
+ceiling        the solver's labels for every training problem, as many FLOPs
+tuned-search   generation 0's search at the temperature that does best on valid
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What people see of a campaign: one line a generation, a bar for the stage at hand, plain lines where stdout is a file."""
+"""What people see of a campaign: a line a generation, a bar for the stage at hand, plain lines in a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flows.progress import Step
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
     from tasks.stage import Report
 
 _PLAIN_EVERY_SECONDS = 10.0
@@ -144,7 +145,8 @@ def comparison_text(result: dict[str, Any]) -> str:
     for name, row in result["rows"].items():
         difference = result["student_minus"].get(name)
         shown = (
-            f"{100 * difference['value']:+.1f} points | {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
+            f"{100 * difference['value']:+.1f} points "
+            f"| {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
             if difference
             else " | "
         )

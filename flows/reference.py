@@ -16,9 +16,9 @@ def params_page() -> str:
     lines = [
         "# params.yaml",
         "",
-        "Everything chosen for one generation. Unknown keys are refused. `--set section.key=value` changes a value for the",
-        "generations that a command makes and for those after them; each registry keeps every value that a generation",
-        "used. `execution` says how the work is run and never what it yields.",
+        "Everything chosen for one generation. Unknown keys are refused. `--set section.key=value` changes a value",
+        "for the generations that a command makes and for those after them; each registry keeps every value that a",
+        "generation used. `execution` says how the work is run and never what it yields.",
         "",
         "Written from `flywheel/params.py` by `python -m flows.reference`.",
     ]
@@ -58,9 +58,9 @@ def commands_page() -> str:
     lines = [
         "# flywheel on the command line",
         "",
-        "`--registry PATH` (or `FLYWHEEL_REGISTRY`, default `registry`) names the registry. With `--json` a command puts one",
-        "JSON document on stdout and nothing else; notes and progress go to stderr. `flywheel --install-completion` sets up",
-        "shell completion.",
+        "`--registry PATH` (or `FLYWHEEL_REGISTRY`, default `registry`) names the registry. With `--json` a command",
+        "puts one JSON document on stdout and nothing else; notes and progress go to stderr.",
+        "`flywheel --install-completion` sets up shell completion.",
         "",
         "| exit code | means |",
         "|---|---|",

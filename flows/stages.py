@@ -99,9 +99,9 @@ def run_sharded(stage: str, layout: Layout, params: Params, tracker: Tracker) ->
         done_before = 0
         for shard in range(shards):
 
-            def tell(done: int, total: int, shard: int = shard) -> None:
+            def tell(done: int, total: int, before: int = done_before) -> None:
                 # Shards differ by one unit at most; the sum over all is known only to the last.
-                tracker.step(Step(params.generation, stage, done_before + done, total * shards))
+                tracker.step(Step(params.generation, stage, before + done, total * shards))
 
             report = one_shard.with_options(retries=execution.retries)(stage, str(layout.root), shard, shards, tell)
             done_before += report.rows_in

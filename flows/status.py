@@ -61,10 +61,10 @@ def _lines(document: dict[str, Any], step: progress.Step | None, scheduled: bool
     else:
         lines.append("idle" if holder is None else "held: starting, or at something that tells no progress")
     if holder is not None:
-        lines.append(
-            f"held by PID {holder['pid']} on {holder['host']} since {holder['since']}: {holder['purpose']}"
-        )
-    lines.append(f"published: {tag_name(head) if head is not None else 'nothing yet; `flywheel run` makes generation 0'}")
+        lines.append(f"held by PID {holder['pid']} on {holder['host']} since {holder['since']}: {holder['purpose']}")
+    lines.append(
+        f"published: {tag_name(head) if head is not None else 'nothing yet; `flywheel run` makes generation 0'}"
+    )
     if scheduled:
         serving = document["services"].get("serve", False)
         lines.append(

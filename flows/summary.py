@@ -1,4 +1,4 @@
-"""What a campaign came to, in one sentence and a table: did the student overtake the search, and when is that paid back?
+"""What a campaign came to, in a sentence and a table: did the student overtake the search, and when is it paid back?
 
 Read from the tables of the registry's head: paired by problem on test, intervals clustered by the problems' groups.
 """

@@ -1,16 +1,16 @@
 """Where everything in a registry lies. Names only: nothing here reads or writes.
 
-    registry/
-    ├── flywheel.json            registry version; marks the folder as ours                  git
-    ├── params.yaml dvc.yaml     the recipe of the generation at hand                        git
-    ├── dvc.lock parent.dvc      digests of what went in and came out                        git
-    ├── metrics.json             evaluate's summary                                          git
-    ├── lineage/                 teacher, champion, window (inputs); 0007.json (published)   git
-    ├── ledger/0007.jsonl        what each stage took                                        git
-    ├── controls/                results of control runs                                     git
-    ├── parent/                  the model the generation starts from                        DVC
-    ├── problems/ attempts/ labels/0007/ student/ training/ evaluations/                     DVC
-    └── .flywheel/               lock, state, scratch, servers                               this machine only
+registry/
+├── flywheel.json            registry version; marks the folder as ours                  git
+├── params.yaml dvc.yaml     the recipe of the generation at hand                        git
+├── dvc.lock parent.dvc      digests of what went in and came out                        git
+├── metrics.json             evaluate's summary                                          git
+├── lineage/                 teacher, champion, window (inputs); 0007.json (published)   git
+├── ledger/0007.jsonl        what each stage took                                        git
+├── controls/                results of control runs                                     git
+├── parent/                  the model the generation starts from                        DVC
+├── problems/ attempts/ labels/0007/ student/ training/ evaluations/                     DVC
+└── .flywheel/               lock, state, scratch, servers                               this machine only
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The account of compute: a JSON line a stage and shard, in git, never rolled back, since what was spent stays spent."""
+"""The account of compute: a JSON line a stage, in git, never rolled back: what was spent stays spent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def read(layout: Layout, generation: int) -> list[dict[str, Any]]:
 
 def record(layout: Layout, row: dict[str, Any]) -> None:
     """Add a row; one of the same stage and shard is replaced (a stage that had to be done again)."""
-    rows = [held for held in read(layout, row["generation"]) if (held["stage"], held["shard"]) != (row["stage"], row["shard"])]
+    rows = [
+        held
+        for held in read(layout, row["generation"])
+        if (held["stage"], held["shard"]) != (row["stage"], row["shard"])
+    ]
     text = "".join(json.dumps(held, sort_keys=True) + "\n" for held in [*rows, row])
     replace_text(layout.ledger(row["generation"]), text)
 

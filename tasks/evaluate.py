@@ -248,9 +248,7 @@ def _metrics(
         },
         "collapse": {
             **health,
-            "alarms": collapse.alarms(
-                health, held.get("collapse"), valid, valid_before, params.evaluate.budgets[-1]
-            ),
+            "alarms": collapse.alarms(health, held.get("collapse"), valid, valid_before, params.evaluate.budgets[-1]),
         },
     }
 

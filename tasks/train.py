@@ -172,9 +172,7 @@ def valid_examples(params: Params, layout: Layout, model: LanguageModel) -> Exam
     )
 
 
-def _write(
-    params: Params, layout: Layout, model: LanguageModel, window: _Window, training: supervised.Training
-) -> str:
+def _write(params: Params, layout: Layout, model: LanguageModel, window: _Window, training: supervised.Training) -> str:
     """Put student and tables in place; returns the student's digest."""
     from flywheel.models.checkpoints import weights_digest
 

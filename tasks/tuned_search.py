@@ -48,7 +48,9 @@ def run(params: Params, layout: Layout, student: Path, hooks: Hooks = Hooks()) -
             for problem, attempts in zip(unit, rows, strict=True):
                 best = metrics.best_of([attempt.reward for attempt in attempts])
                 answer = attempts[best] if best is not None else None
-                right = answer is not None and domain.check(problem, answer.output).right and answer.stop_reason == "eos"
+                right = (
+                    answer is not None and domain.check(problem, answer.output).right and answer.stop_reason == "eos"
+                )
                 found[problem.problem_id] = float(right)
             done += len(unit)
             hooks.progress(done, total)

@@ -77,6 +77,14 @@ def quiet() -> None:
     logging.set_verbosity_error()
 
 
+def warm_up() -> None:
+    """Import what models need, some seconds, while something else is waited for."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer
+
+    assert all((torch, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer))
+
+
 def create(section: params.Model, words: Iterable[str], seed: int, folder: Path) -> str:
     """Make generation 0's base model in `folder`; returns its snapshot digest.
 
@@ -148,7 +156,9 @@ def load(source: str | Path, device: str, dtype: str | None = None) -> LanguageM
     if loading["missing_keys"]:
         # Transformers draws what is missing at random and goes on.
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise ModelError(f"{source} lacks {len(loading['missing_keys'])} of its tensors, such as {missing}; save it anew")
+        raise ModelError(
+            f"{source} lacks {len(loading['missing_keys'])} of its tensors, such as {missing}; save it anew"
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no end-of-sequence token; expected one, answers must end")
     return LanguageModel(model.to(device).eval(), tokenizer, snapshot, tokenizer_digest(folder))

@@ -67,9 +67,8 @@ def test_tables_agree_with_each_other(campaign: tuple[Path, dict[str, Any]]) -> 
         "SELECT count(*) AS n FROM trained_on JOIN labels USING (label_id) JOIN problems USING (problem_id)"
         " WHERE split <> 'train'"
     ) == {"n": 0}
-    assert one('SELECT count(*) AS n FROM (SELECT "group" FROM problems GROUP BY 1 HAVING count(DISTINCT split) > 1)') == {
-        "n": 0
-    }
+    shared = 'SELECT "group" FROM problems GROUP BY 1 HAVING count(DISTINCT split) > 1'
+    assert one(f"SELECT count(*) AS n FROM ({shared})") == {"n": 0}
     # The FLOPs of attempts add up to the ledger's.
     sums = one(
         "SELECT (SELECT sum(flops_policy) FROM attempts) AS attempts,"
@@ -130,9 +129,7 @@ print(json.dumps(answers))
     assert right >= 1
 
 
-@pytest.mark.parametrize(
-    ("stage", "shards"), [("generate", 3), ("train", 2), ("evaluate", 1), ("publish", 2)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("stage", "shards"), [("generate", 3), ("train", 2), ("evaluate", 1), ("publish", 2)], ids=str)
 def test_a_killed_run_goes_on_to_the_same_digests(
     stage: str, shards: int, campaign: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -83,7 +83,7 @@ def test_the_local_timezone_follows_tz(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_timezone() == "Asia/Tokyo"
 
 
-@pytest.mark.parametrize("cron", ["0 2 * * *", "*/15 9-17 * * 1-5", "30 4 1,15 * *", "0 0 29 2 *", "5 0 * 8 *", "0 2 1 * 1"])
+@pytest.mark.parametrize("cron", ["0 2 * * *", "*/15 9-17 * * 1-5", "30 4 1,15 * *", "0 0 29 2 *", "0 2 1 * 1"])
 @pytest.mark.parametrize("timezone", ["UTC", "Europe/Amsterdam", "America/New_York"])
 def test_the_ticks_shown_are_those_that_prefect_will_run(cron: str, timezone: str) -> None:
     import asyncio
