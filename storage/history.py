@@ -67,7 +67,8 @@ def history(registry: Registry) -> list[dict[str, Any]]:
 
     {generation, tag, parent, status: current|ancestor|abandoned, labels: number kept, teacher: snapshot, student:
     snapshot, metrics: metrics.json, flops by kind, stages: executed FLOPs by stage, mlflow_run, prefect_flow_run,
-    reason, champion: number, promoted, commit}. `reason` is that of the rollback which abandoned it, or why it did not become champion, else None.
+    reason, champion: number, promoted, commit}. `reason` is that of the rollback which abandoned it, or why it did
+    not become champion, else None.
     """
     tags = tagged(registry)
     current = registry.head_generation()

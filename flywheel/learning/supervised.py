@@ -1,10 +1,10 @@
 """Supervised fine-tuning on labels: cross-entropy of the completion's own token ids, the end token among them.
 
 The loop is `transformers.Trainer`. Its overhead was measured against a bare PyTorch loop on a 0.8-million-parameter
-Llama, batches of 64 short answers, two cores: 74-77 ms a step against 70-71 ms, 5 to 9 %, which is worth its
-schedules, mixed precision and checkpoints. What has to be the same after a crash is kept out of its hands: the order
-of examples is ours (`EpochOrder`), early stopping is a function of the losses in the checkpoint, and a checkpoint
-counts only once it is marked complete.
+Llama, batches of 64 short answers: 74-77 ms a step against 70-71 ms with two threads (5 to 9 %), 98 ms against 96 ms
+with one (1 to 4 %, `benchmarks/trainer.py`), which is worth its schedules, mixed precision and checkpoints. What has to
+be the same after a crash is kept out of its hands: the order of examples is ours (`EpochOrder`), early stopping is a
+function of the losses in the checkpoint, and a checkpoint counts only once it is marked complete.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def train(
     """Train `model` (a causal LM, float32) in place.
 
     `until_stale` looks at the valid loss after each epoch, stops after `section.patience` epochs without a new best
-    and keeps the best; otherwise `epochs` passes (default `section.epochs`) are made. `work` holds checkpoints; a call
+    and keeps the best, making at most `epochs` passes (default `section.seed_epochs`); otherwise just `epochs` passes
+    (default `section.epochs`) are made. `work` holds checkpoints; a call
     that finds complete ones goes on from the newest. `fill` is the padding id. `should_stop` may raise Interrupted,
     which leaves a checkpoint and goes on up.
     """
@@ -68,7 +69,7 @@ def train(
 
     if not len(examples):
         raise ValueError("training needs at least one example, got none")
-    total_epochs = section.seed_epochs if until_stale else epochs if epochs is not None else section.epochs
+    total_epochs = epochs if epochs is not None else section.seed_epochs if until_stale else section.epochs
     # A seed training's end is not known before; its warm-up is a share of the shortest it can be.
     shortest = section.patience if until_stale else total_epochs
     steps_per_epoch = -(-len(examples) // section.batch_size)

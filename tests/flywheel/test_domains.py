@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel import params
@@ -102,6 +102,7 @@ def test_solutions_that_read_the_same_are_one() -> None:
     assert len(answers) == len(set(answers)) < len(solve((3, 3, 3, 6), domain.largest_value)[24])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 16), min_size=3, max_size=3), st.randoms(use_true_random=False))
 def test_the_split_is_of_the_hand_in_any_order(hand: list[int], random: object) -> None:
     domain = Countdown(3, 1, 16, 100, (0.6, 0.12, 0.28))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -147,6 +147,7 @@ def test_the_digest_is_of_the_recipe_not_of_how_it_is_run() -> None:
     assert (later.generation, later.folder, later.parent) == (7, "0007", 4)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.integers()) | st.just({"x": 1})))
 def test_any_mapping_gives_params_or_a_config_error(values: dict[str, object]) -> None:
     known = set(params.Params.model_fields)

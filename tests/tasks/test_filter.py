@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel import params as parameters
@@ -96,6 +96,7 @@ _attempt = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_attempt, max_size=12), st.integers(1, 4) | st.none(), st.booleans())
 def test_each_attempt_is_kept_or_rejected(changes: list[dict[str, Any]], limit: int | None, training: bool) -> None:
     attempts = [row(index, **change) for index, change in enumerate(changes)]
