@@ -110,10 +110,10 @@ class Terminal:
             self._line({name: name for name in cells}, style="bold")
         self._line(cells)
         for alarm in row["metrics"]["collapse"]["alarms"]:
-            self._notes.print(f"  alarm: {alarm}", style="yellow", highlight=False)
+            self._notes.print(f"  alarm: {alarm}", style="yellow", highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self._notes.print(text, highlight=False)
+        self._notes.print(text, highlight=False, soft_wrap=True)
 
     def _line(self, cells: dict[str, str], style: str | None = None) -> None:
         assert self._widths is not None

@@ -20,6 +20,7 @@ from flywheel.errors import StorageFull
 
 ROWS_PER_PART = 250_000
 _ROWS_PER_GROUP = 50_000
+_ROWS_PER_BATCH = 5_000
 
 
 def write_file(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> int:
@@ -46,9 +47,10 @@ class TableWriter:
 
     def __init__(self, folder: Path, schema: pa.Schema, rows_per_part: int = ROWS_PER_PART) -> None:
         self.folder = folder
-        self.rows = 0
+        self._written = 0
         self._schema = schema
         self._rows_per_part = rows_per_part
+        self._pending: list[dict[str, Any]] = []
         self._group: list[pa.RecordBatch] = []
         self._group_rows = 0
         self._part = 0
@@ -56,17 +58,31 @@ class TableWriter:
         self._writer: pq.ParquetWriter | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def rows(self) -> int:
+        """Rows taken so far."""
+        return self._written + len(self._pending)
+
     def write(self, rows: list[dict[str, Any]]) -> None:
-        self.write_batches(pa.Table.from_pylist(rows, schema=self._schema).to_batches())
+        self._pending += rows
+        # Arrow spends kilobytes on a batch, however few its rows.
+        if len(self._pending) >= _ROWS_PER_BATCH:
+            self._convert()
+
+    def _convert(self) -> None:
+        pending, self._pending = self._pending, []
+        if pending:
+            self.write_batches(pa.Table.from_pylist(pending, schema=self._schema).to_batches())
 
     def write_batches(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._convert()
         for batch in batches:
             while batch.num_rows:
                 room = min(_ROWS_PER_GROUP - self._group_rows, self._rows_per_part - self._part_rows - self._group_rows)
                 piece = batch.slice(0, room)
                 self._group.append(piece)
                 self._group_rows += piece.num_rows
-                self.rows += piece.num_rows
+                self._written += piece.num_rows
                 batch = batch.slice(piece.num_rows)
                 if piece.num_rows == room:
                     self._flush()
@@ -94,6 +110,8 @@ class TableWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            if kind is None:
+                self._convert()
             if kind is None and (self._group or (self._writer is None and self._part == 0)):
                 self._flush()
             self._close_part()
