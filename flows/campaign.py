@@ -107,9 +107,8 @@ def _turn(
 def _capped(opened: Registry, params: Params, seconds: float) -> str | None:
     """Why the campaign should not go on; None if it should."""
     caps = params.campaign
-    rows = history.history(opened)
     if caps.plateau is not None:
-        line = [row for row in rows if row["status"] != "abandoned"]
+        line = [row for row in history.history(opened) if row["status"] != "abandoned"]
         stale = 0
         for row in reversed(line):
             if row["promoted"]:
@@ -118,7 +117,7 @@ def _capped(opened: Registry, params: Params, seconds: float) -> str | None:
         if stale >= caps.plateau:
             return f"plateau: {stale} generations in a row without a new champion (campaign.plateau)"
     if caps.max_flops is not None:
-        spent = sum(sum(ledger.flops(ledger.read(opened.layout, row["generation"])).values()) for row in rows)
+        spent = sum(sum(ledger.flops(ledger.read(opened.layout, number)).values()) for number in opened.generations())
         if spent >= caps.max_flops:
             return f"{spent:.3g} FLOPs spent of {caps.max_flops:.3g} (campaign.max_flops)"
     if caps.max_hours is not None and seconds >= caps.max_hours * 3600:

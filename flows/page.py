@@ -170,10 +170,10 @@ def _break_even(rows: list[Row]) -> Row:
 def _controls_table(controls: list[Row]) -> Row:
     rows = []
     for control in controls:
-        greedy = control["test"].get("greedy")
-        band = _band(greedy) if greedy else {"text": None, "interval": None}
-        rows.append([control_name(control), band["text"], band["interval"], flops(control.get("flops"))])
-    return _table("Controls", ["control", "greedy on test", "95 % interval", "compute"], rows, {1, 2, 3})
+        key, reached = next(iter(control["test"].items()))
+        band = _band(reached)
+        rows.append([control_name(control), key, band["text"], band["interval"], flops(control.get("flops"))])
+    return _table("Controls", ["control", "measured", "on test", "95 % interval", "training"], rows, {2, 3, 4})
 
 
 def _collapse_table(history: list[Row]) -> Row:

@@ -90,11 +90,17 @@ class Countdown:
 
     def check(self, problem: Problem, output: str) -> Verdict:
         try:
-            at_hand = grammar.follow(problem.payload["numbers"], output)
+            lines = grammar.read(output)
         except grammar.Malformed as error:
             return Verdict(False, None, str(error))
+        # A wrong answer is an answer too, and has a vote: it is known by how it reads.
+        written = "\n".join(map(str, lines))
+        try:
+            at_hand = grammar.follow(problem.payload["numbers"], lines)
+        except grammar.Broken as error:
+            return Verdict(False, written, str(error))
         if len(at_hand) > 1:
-            return Verdict(False, None, "numbers left unused")
+            return Verdict(False, written, "numbers left unused")
         answer = grammar.canonical(at_hand[0])
         if at_hand[0].value != problem.payload["target"]:
             return Verdict(False, answer, f"reaches {at_hand[0].value}, not the target")

@@ -18,16 +18,38 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeAlias
 
 _TOKEN = re.compile(r"\s*(?:(?P<digits>\d+)|(?P<symbol>[-+*/()=]))", re.ASCII)
 _VALUE = re.compile(r"\s*(-?\d+)(?:/(\d+))?\s*", re.ASCII)
 _LONGEST_NUMBER = 40
 """Digits; Python refuses to read or write integers of thousands, and no hand makes them."""
 _DEEPEST = 50
+_MOST_TOKENS = 400
+"""A line; what is longer is no answer, and would nest deeper than Python follows."""
 
 
-class Malformed(ValueError):  # noqa: N818 (what the text is)
-    """The text is no sentence of the grammar, or a number is not at hand. Carries the reason."""
+class Malformed(ValueError):  # noqa: N818 (a name for what the answer is)
+    """The text is no sentence of the grammar. Carries the reason."""
+
+
+class Broken(ValueError):  # noqa: N818 (named, as Malformed, for what the answer is)
+    """A sentence of the grammar that breaks a rule: a wrong result, a number not at hand. Carries the reason."""
+
+
+Node: TypeAlias = "int | tuple[str, Node, Node]"
+"""What a line calculates: a number, or an operator with its two sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line as it reads: what is calculated, and the result that it states."""
+
+    calculated: Node
+    stated: Fraction
+
+    def __str__(self) -> str:
+        return f"{_written(self.calculated)} = {self.stated}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +82,7 @@ def _flatten(expression: Expression, additive: bool, inverse: bool, terms: list[
 
 
 def combine(operator: str, left: Expression, right: Expression) -> Expression:
-    """Apply an operator exactly. Raises Malformed on division by zero."""
+    """Apply an operator exactly. Raises Broken on division by zero."""
     a, b = left.value, right.value
     if operator == "+":
         value = a + b
@@ -69,17 +91,17 @@ def combine(operator: str, left: Expression, right: Expression) -> Expression:
     elif operator == "*":
         value = a * b
     elif b == 0:
-        raise Malformed("division by zero")
+        raise Broken("division by zero")
     else:
         value = a / b
     return Expression(value, operator, (left, right))
 
 
-def follow(hand: list[int], text: str) -> list[Expression]:
-    """Follow an answer line by line; returns what is at hand after the last. Raises Malformed with the reason."""
-    at_hand = [Expression(Fraction(number)) for number in hand]
+def read(text: str) -> list[Line]:
+    """Read an answer as it stands, right or wrong. Raises Malformed with the reason."""
     if not text.strip():
         raise Malformed("empty answer")
+    lines = []
     # Only a newline ends a line: str.splitlines knows ten more characters that would.
     for number, line in enumerate(text.strip().split("\n"), 1):
         left, equals, right = line.rpartition("=")
@@ -88,25 +110,50 @@ def follow(hand: list[int], text: str) -> list[Expression]:
             raise Malformed(f"line {number} does not end in '= result'")
         if len(right.strip()) > _LONGEST_NUMBER:
             raise Malformed("a number of too many digits")
-        result = _Parser(left, at_hand).parse()
-        if result.operator == "":
+        calculated = _Parser(left).parse()
+        if isinstance(calculated, int):
             raise Malformed(f"line {number} has no operation")
-        if result.value != Fraction(int(stated[1]), int(stated[2] or 1)):
-            raise Malformed(f"line {number} states a wrong result")
+        lines.append(Line(calculated, Fraction(int(stated[1]), int(stated[2] or 1))))
+    return lines
+
+
+def follow(hand: list[int], lines: list[Line]) -> list[Expression]:
+    """Follow an answer line by line; returns what is at hand after the last. Raises Broken with the reason."""
+    at_hand = [Expression(Fraction(number)) for number in hand]
+    for number, line in enumerate(lines, 1):
+        result = _calculate(line.calculated, at_hand)
+        if result.value != line.stated:
+            raise Broken(f"line {number} states a wrong result")
         at_hand.append(result)
     return at_hand
 
 
-class _Parser:
-    """Recursive descent over one line's left side. Numbers are taken out of `at_hand` as they are read."""
+def _calculate(node: Node, at_hand: list[Expression]) -> Expression:
+    """Take the numbers that a line uses from those at hand, in the order they stand in."""
+    if isinstance(node, int):
+        for index, expression in enumerate(at_hand):
+            if expression.value == node:
+                return at_hand.pop(index)
+        raise Broken(f"{node} is not at hand")
+    operator, left, right = node
+    return combine(operator, _calculate(left, at_hand), _calculate(right, at_hand))
 
-    def __init__(self, text: str, at_hand: list[Expression]) -> None:
+
+def _written(node: Node) -> str:
+    return str(node) if isinstance(node, int) else f"({_written(node[1])} {node[0]} {_written(node[2])})"
+
+
+class _Parser:
+    """Recursive descent over one line's left side."""
+
+    def __init__(self, text: str) -> None:
         self._tokens = _tokenise(text)
+        if len(self._tokens) > _MOST_TOKENS:
+            raise Malformed(f"a line of more than {_MOST_TOKENS} numbers and signs")
         self._position = 0
-        self._at_hand = at_hand
         self._depth = 0
 
-    def parse(self) -> Expression:
+    def parse(self) -> Node:
         result = self._sum()
         if self._peek() is not None:
             raise Malformed(f"unexpected {self._peek()!r}")
@@ -120,19 +167,19 @@ class _Parser:
         self._position += 1
         return token
 
-    def _sum(self) -> Expression:
+    def _sum(self) -> Node:
         result = self._product()
         while self._peek() in {"+", "-"}:
-            result = combine(str(self._take()), result, self._product())
+            result = (str(self._take()), result, self._product())
         return result
 
-    def _product(self) -> Expression:
+    def _product(self) -> Node:
         result = self._factor()
         while self._peek() in {"*", "/"}:
-            result = combine(str(self._take()), result, self._factor())
+            result = (str(self._take()), result, self._factor())
         return result
 
-    def _factor(self) -> Expression:
+    def _factor(self) -> Node:
         token = self._take()
         if token == "(":
             self._depth += 1
@@ -148,11 +195,7 @@ class _Parser:
             token = self._take()
         if token is None or not token.isdigit():
             raise Malformed("a number is missing" if token is None else f"unexpected {token!r}")
-        wanted = -int(token) if negative else int(token)
-        for index, expression in enumerate(self._at_hand):
-            if expression.value == wanted:
-                return self._at_hand.pop(index)
-        raise Malformed(f"{wanted} is not at hand")
+        return -int(token) if negative else int(token)
 
 
 def _tokenise(text: str) -> list[str]:
