@@ -22,7 +22,7 @@ run: setup ## Five generations of Countdown: a model that overtakes its own sear
 	$(BIN)/flywheel run
 
 test: lint ## What CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

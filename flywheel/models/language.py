@@ -57,7 +57,12 @@ class LanguageModel:
         return [*self.encode(text), self.tokenizer.eos_token_id]
 
     def decode(self, ids: Iterable[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of an answer without the end token that closes it. Other special tokens are shown, not dropped: an
+        answer with one in its midst must not be judged as if it were not there."""
+        shown = list(ids)
+        if shown and shown[-1] in self.end_ids:
+            del shown[-1]
+        text: str = self.tokenizer.decode(shown, skip_special_tokens=False)
         return text
 
     @property

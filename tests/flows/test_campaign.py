@@ -129,39 +129,45 @@ print(json.dumps(answers))
     assert right >= 1
 
 
-@pytest.mark.parametrize(("stage", "shards"), [("generate", 3), ("train", 2), ("evaluate", 1), ("publish", 2)], ids=str)
-def test_a_killed_run_goes_on_to_the_same_digests(
-    stage: str, shards: int, campaign: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    """SIGKILL in generation 1, then `run` again, also cut into other shards."""
-    registry = tmp_path / "registry"
-    flywheel("init", "--preset", "smoke", "--registry", registry)
-    run = start("run", "--registry", registry, "--generations", "1")
-    try:
-        until(lambda: progress(registry)[:2] == (1, stage) or run.poll() is not None)
-    finally:
-        os.killpg(run.pid, signal.SIGKILL)
-        run.communicate()
-    assert run.returncode == -signal.SIGKILL
-    state = flywheel_json("status", "--registry", registry)
-    assert state["state"] in {"interrupted", "idle"}
-    assert state["holder"] is None
-    left = 2 - (state["published"] or 0)
-    flywheel("run", "--registry", registry, "--generations", str(left), "--set", f"execution.shards={shards}")
-    assert made(registry) == made(campaign[0])
+@pytest.fixture(scope="module")
+def third(campaign: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What generation 3 of the campaign is made of when nothing disturbs it."""
+    registry = tmp_path_factory.mktemp("third") / "registry"
+    shutil.copytree(campaign[0], registry, symlinks=True)
+    flywheel("run", "--registry", registry, "-n", "1")
+    third: dict[str, Any] = made(registry)["0003"]
+    return third
 
 
-def test_ctrl_c_ends_with_130_and_run_goes_on(campaign: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    registry = tmp_path / "registry"
-    run = start("run", "--preset", "smoke", "--registry", registry, "--generations", "2")
-    until(lambda: progress(registry)[:2] == (0, "train") or run.poll() is not None)
+def test_a_run_killed_in_every_stage_ends_with_the_digests_of_one_left_alone(copy: Path, third: dict[str, Any]) -> None:
+    """SIGKILL in generate, train, evaluate and between evaluate and the tag, cut into other shards each time."""
+    for shards, stage in enumerate(("generate", "train", "evaluate", "publish"), 1):
+        run = start("run", "--registry", copy, "-n", "1", "--set", f"execution.shards={shards}")
+        try:
+            wanted = (3, stage)
+            until(lambda wanted=wanted, run=run: progress(copy)[:2] == wanted or run.poll() is not None)  # type: ignore[misc]
+        finally:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()
+        assert run.returncode == -signal.SIGKILL, stage
+        state = flywheel_json("status", "--registry", copy)
+        assert state["holder"] is None
+        assert (state["state"], state["generation"]) == ("interrupted", 3) or state["published"] == 3
+    if flywheel_json("status", "--registry", copy)["published"] == 2:
+        flywheel("run", "--registry", copy, "-n", "1", "--set", "execution.shards=3")
+    assert made(copy)["0003"] == third
+
+
+def test_ctrl_c_ends_with_130_and_run_goes_on(copy: Path, third: dict[str, Any]) -> None:
+    run = start("run", "--registry", copy, "-n", "1")
+    until(lambda: progress(copy)[:2] == (3, "train") or run.poll() is not None)
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors
     assert "Traceback" not in errors
     assert "goes on from there" in errors
-    flywheel("run", "--registry", registry, "--generations", "2")
-    assert made(registry) == made(campaign[0])
+    flywheel("run", "--registry", copy, "-n", "1")
+    assert made(copy)["0003"] == third
 
 
 def test_two_runs_on_one_registry(copy: Path) -> None:
@@ -214,16 +220,6 @@ def test_dvc_repro_by_hand_in_a_clone_gives_the_recorded_digests(
         assert f"Running stage '{stage}'" in log
         assert f"> python -P -m tasks.{stage}" in log
     assert (clone / "dvc.lock").read_text(encoding="utf-8") == recorded
-
-
-@pytest.fixture(scope="module")
-def third(campaign: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What generation 3 of the campaign is made of."""
-    registry = tmp_path_factory.mktemp("third") / "registry"
-    shutil.copytree(campaign[0], registry, symlinks=True)
-    flywheel("run", "--registry", registry, "-n", "1")
-    third: dict[str, Any] = made(registry)["0003"]
-    return third
 
 
 def test_processes_give_the_digests_of_the_serial_runner(copy: Path, third: dict[str, Any]) -> None:

@@ -262,7 +262,7 @@ def test_controls_of_a_registry_are_shown(registry: Registry, tmp_path: Path) ->
     control = {"name": "no_search", "seed": 3, "test": {"greedy": metric(0.31)}, "flops": 1.5e9}
     (folder / "no_search-3.json").write_text(json.dumps(control), encoding="utf-8")
     text = Page(report(registry, tmp_path / "report.html").read_text(encoding="utf-8")).text
-    assert "no search, seed 3 31.0 % 26.0 – 36.0 1.5 GFLOP" in text
+    assert "no search, seed 3 greedy 31.0 % 26.0 – 36.0 1.5 GFLOP" in text
     (folder / "broken.json").write_text("{", encoding="utf-8")
     with pytest.raises(RegistryError, match=r"broken\.json is no JSON"):
         report(registry, tmp_path / "report.html")

@@ -28,7 +28,7 @@ from pathlib import Path
 from prefect import flow
 
 @flow
-def tiny(registry: str, generations: int, overrides: list[str]) -> int:
+def tiny(registry: str, generations: int, overrides: list[str], when_busy: str) -> int:
     with Path(registry, "ran").open("a") as file:
         file.write(f"{generations} {overrides}\\n")
     while Path(registry, "hold").exists():
@@ -107,8 +107,10 @@ def test_a_schedule_fires_survives_a_reboot_and_goes_down(layout: Layout) -> Non
             services.down(layout)
 
         # A reboot: every process gone at once, the run unfinished.
-        for service in read_services(layout).values():
-            os.killpg(service.process.pid, signal.SIGKILL)
+        running = [service.process for service in read_services(layout).values()]
+        for process in running:
+            os.killpg(process.pid, signal.SIGKILL)
+        until(lambda: not any(process.alive for process in running), 10)
         (layout.root / "hold").unlink()
         (layout.root / "ran").unlink()
         assert not any(service["alive"] for service in services.services(layout).values())

@@ -88,6 +88,8 @@ def test_a_generation_starts_from_the_champion(fresh: Callable[[int], Registry])
     assert lineage["champion"]["generation"] == 3
     champion = json.loads((registry.layout.lineage / "champion.json").read_text(encoding="utf-8"))
     expected = {"generation": 1, "snapshot": sample.snapshot_of(1), "valid_greedy": sample.greedy(1)}
+    metrics = json.loads(_git(registry.root, "show", "gen/0001:metrics.json"))
+    assert champion.pop("metrics") == {"valid": metrics["valid"]}
     assert champion == expected
 
 
