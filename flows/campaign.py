@@ -6,11 +6,11 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from prefect import flow
 
 from flows import stop
@@ -18,8 +18,8 @@ from flows.generation import generation
 from flows.progress import Tracker
 from flywheel import params as parameters
 from flywheel.errors import Interrupted, RegistryBusy
-from flywheel.params import Params
-from storage import history, ledger, lock, prepare, recovery, tracking
+from flywheel.params import Params, folder_name
+from storage import git, history, ledger, lock, prepare, recovery, tracking
 from storage.layout import tag_name
 from storage.registry import Registry
 
@@ -33,57 +33,75 @@ def campaign(
     generations: int | None = None,
     overrides: list[str] | None = None,
     when_busy: Literal["fail", "skip", "queue"] = "fail",
+    until_plateau: int | None = None,
+    on_failure: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run so many more generations beyond the last published (default `campaign.generations`); their history rows.
 
     A fresh registry makes generation 0 first; one that was cut off is finished and counts. The registry's lock is held
     throughout. Where another process holds it, `when_busy` says whether to raise RegistryBusy, do nothing, or wait.
+    `overrides` change the recipe from here on; `until_plateau` and `on_failure` are this call's own, over
+    `campaign.plateau` and `execution.on_failure`.
     """
     opened = Registry.open(Path(registry))
-    try:
-        with _held(opened, when_busy):
-            return _run(opened, generations, overrides)
-    except RegistryBusy:
-        if when_busy == "skip" and lock.holder(opened) is not None:
-            return []
-        raise
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock.ensure(opened, "run"))
+                break
+            except RegistryBusy:
+                if when_busy == "skip":
+                    return []
+                if when_busy == "fail":
+                    raise
+            stop.check()
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        tracker = Tracker(opened.layout)
+        # MLflow's import and, once, its database come while the first stages compute.
+        warm = tracking.warm_up(opened.layout)
+        before = set(opened.generations())
+        for sentence in recovery.recover(opened):
+            tracker.note(sentence)
+        # Published by recovery: cut off before, so they count; generation 0 is nobody's that was asked for.
+        finished = len({number for number in opened.generations() if number > 0} - before)
+        params = parameters.load(opened.layout.params, overrides)
+        try:
+            return _turn(opened, params, until_plateau, generations, finished, tracker)
+        except Interrupted:
+            raise
+        except Exception as error:
+            _tell(opened, on_failure or params.execution.on_failure, error, tracker)
+            raise
+        finally:
+            warm.join()
+            _send_records(opened, tracker)
+            tracker.close()
 
 
-@contextmanager
-def _held(opened: Registry, when_busy: str) -> Iterator[None]:
-    while when_busy == "queue" and not lock.inherited(opened.root) and lock.holder(opened) is not None:
-        stop.check()
-        time.sleep(_LOOK_AGAIN_SECONDS)
-    with lock.ensure(opened, "run"):
-        yield
-
-
-def _run(opened: Registry, generations: int | None, overrides: list[str] | None) -> list[dict[str, Any]]:
-    tracker = Tracker(opened.layout)
-    # MLflow's import and, once, its database come while the first stages compute.
-    warm = tracking.warm_up(opened.layout)
-    published = len(opened.generations())
-    for sentence in recovery.recover(opened):
-        tracker.note(sentence)
-    finished = len(opened.generations()) - published
-    params = parameters.load(opened.layout.params, overrides)
-    try:
-        return _turn(opened, params, generations, finished, tracker)
-    except Interrupted:
-        raise
-    except Exception as error:
-        _tell(opened, params.execution.on_failure, error, tracker)
-        raise
-    finally:
-        warm.join()
-        sent = tracking.send_queued(opened.layout)
-        if sent:
-            tracker.note(f"sent to MLflow what had waited: {', '.join(tag_name(number) for number in sent)}")
-        tracker.close()
+def _send_records(opened: Registry, tracker: Tracker) -> None:
+    """Give MLflow what waits, and what a kill between tag and record left out."""
+    layout = opened.layout
+    for number, tagged in history.tagged(opened).items():
+        folder = folder_name(number)
+        if (layout.local / "runs" / f"{folder}.json").exists() or (layout.local / "queue" / f"{folder}.json").exists():
+            continue
+        tag = tag_name(number)
+        texts = git.read_many(opened.root, [f"{tag}:metrics.json", f"{tag}:params.yaml"])
+        metrics, params = (yaml.safe_load(text or b"") or {} for text in texts)
+        lineage = history.published(opened, number)
+        tracking.queue(layout, lineage, metrics, params, tagged.run, tag, None, 0.0)
+    sent = tracking.send_queued(layout)
+    if sent:
+        tracker.note(f"sent to MLflow what had waited: {', '.join(tag_name(number) for number in sent)}")
 
 
 def _turn(
-    opened: Registry, params: Params, generations: int | None, finished: int, tracker: Tracker
+    opened: Registry,
+    params: Params,
+    until_plateau: int | None,
+    generations: int | None,
+    finished: int,
+    tracker: Tracker,
 ) -> list[dict[str, Any]]:
     """`finished` counts generations that recovery has just published: cut off before, they count."""
     left = (generations if generations is not None else params.campaign.generations) - finished
@@ -93,7 +111,7 @@ def _turn(
     recipe = params.model_dump(mode="json")
     while left > 0:
         stop.check()
-        reason = _capped(opened, params, time.monotonic() - start)
+        reason = _capped(opened, params, until_plateau or params.campaign.plateau, time.monotonic() - start)
         if reason is not None:
             tracker.note(f"stopped before the next generation: {reason}")
             break
@@ -104,17 +122,17 @@ def _turn(
     return rows
 
 
-def _capped(opened: Registry, params: Params, seconds: float) -> str | None:
+def _capped(opened: Registry, params: Params, plateau: int | None, seconds: float) -> str | None:
     """Why the campaign should not go on; None if it should."""
     caps = params.campaign
-    if caps.plateau is not None:
+    if plateau is not None:
         line = [row for row in history.history(opened) if row["status"] != "abandoned"]
         stale = 0
         for row in reversed(line):
             if row["promoted"]:
                 break
             stale += 1
-        if stale >= caps.plateau:
+        if stale >= plateau:
             return f"plateau: {stale} generations in a row without a new champion (campaign.plateau)"
     if caps.max_flops is not None:
         spent = sum(sum(ledger.flops(ledger.read(opened.layout, number)).values()) for number in opened.generations())

@@ -7,6 +7,7 @@ Imports stay inside the commands: `history` must not wait for Prefect.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flywheel.errors import FlywheelError, InputError
+from flywheel.errors import FlywheelError, InputError, StorageFull
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,12 @@ def main() -> None:
     except FlywheelError as error:
         sys.stderr.write(f"flywheel: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        sys.stderr.write(f"flywheel: no space left{where}; free some and run again: finished work is kept\n")
+        sys.exit(StorageFull.exit_code)
 
 
 @app.command()
@@ -62,16 +69,22 @@ def run(
     registry: RegistryPath = DEFAULT_REGISTRY,
     generations: Annotated[int | None, typer.Option("--generations", "-n", min=1, help="How many more.")] = None,
     set_: Overrides = None,
-    preset: Preset = "countdown",
+    preset: Annotated[str | None, typer.Option(help="For a new registry; countdown if not given.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run generations beyond the last published one; makes the registry if there is none, goes on with one cut off."""
     from flows import display, progress, server, stop
+    from flywheel import params
     from flywheel.models import language
     from storage import lock
     from storage.registry import Registry
 
-    opened = Registry.open(registry) if registry.exists() and any(registry.iterdir()) else _init(registry, preset, [])
+    if registry.exists() and any(registry.iterdir()):
+        opened = Registry.open(registry)
+        _check_preset(opened, preset)
+        params.load(opened.layout.params, set_)
+    else:
+        opened = _init(registry, preset or "countdown", set_ or [])
     out, notes = _console(), _console(stderr=True)
     with lock.hold(opened, "run"), stop.on_signals():
         _quiet_prefect()
@@ -372,6 +385,16 @@ def _init(registry: Path, preset: str, overrides: list[str]) -> Registry:
 
     values = params.apply(recipes.load_preset(preset), overrides)
     return Registry.init(registry, params.parse(values, f"preset {preset}"), recipes.recipe_text(), preset)
+
+
+def _check_preset(opened: Registry, preset: str | None) -> None:
+    """A preset is chosen when a registry is made."""
+    made = json.loads(opened.layout.marker.read_text(encoding="utf-8")).get("preset")
+    if preset is not None and preset != made:
+        raise InputError(
+            f"{opened.root} was made with preset {made}, got --preset {preset}; "
+            "name a new folder with --registry, or change single params with --set"
+        )
 
 
 def _summary(opened: Registry) -> dict[str, Any] | None:

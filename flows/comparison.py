@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flywheel import params as parameters
 from flywheel.errors import FlywheelError, InputError, Interrupted
 from flywheel.evaluation import intervals
+from storage import recipes
 from storage.history import history
 from storage.registry import Registry
 from storage.rows import read_problems
@@ -74,15 +76,21 @@ def _run(root: Path, seed: int, preset: str, overrides: list[str], say: Callable
     if not (root / "flywheel.json").exists():
         _flywheel("init", "--registry", str(root), "--preset", preset, *changes)
     registry = Registry.open(root)
-    import yaml
-
-    wanted = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["campaign"]["generations"]
+    held = parameters.load(root / "params.yaml")
+    recipe = parameters.parse(parameters.apply(recipes.load_preset(preset), [*overrides, f"seed={seed}"]))
+    if held.for_generation(0, None).digest() != recipe.digest():
+        raise InputError(
+            f"{root} was made with another recipe; give --out a new folder, or the preset and --set of then"
+        )
+    wanted = recipe.campaign.generations
     head = registry.head_generation()
     if head is None or head < wanted:
         say(f"seed {seed}: generations {0 if head is None else head + 1} to {wanted}")
         _flywheel("run", "--registry", str(root), "--generations", str(wanted - (head or 0)))
     for name in _CONTROLS:
-        if not (root / "controls" / f"{name}-seed-{seed}.json").exists():
+        path = root / "controls" / f"{name}-seed-{seed}.json"
+        done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if done.get("generation") not in (0, wanted) or not done:
             say(f"seed {seed}: control {name}")
             _flywheel("control", name, "--registry", str(root))
     return registry
@@ -121,9 +129,7 @@ def _outcomes(registry: Registry) -> tuple[dict[str, dict[str, float]], dict[str
 
 
 def _seed(registry: Registry) -> int:
-    import yaml
-
-    return int(yaml.safe_load(registry.layout.params.read_text(encoding="utf-8"))["seed"])
+    return parameters.load(registry.layout.params).seed
 
 
 def _picture(registries: list[Registry], result: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ off. The caller holds the registry's lock.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from flywheel import __version__
 from flywheel import params as parameters
 from flywheel.models import language
 from storage import history, ledger, prepare, publish, tracking
+from storage.layout import Layout, tag_name
 from storage.registry import Registry
+from storage.tables import replace_text
 from tasks import generate, train
 from tasks.stage import Report, sources_digest
 
 WORK = ("generate", "train", "evaluate")
 """Stages that are the point; the time of all else is overhead."""
+SHARDED = ("generate", "evaluate")
 
 
 @flow(name="generation", flow_run_name="{name}", validate_parameters=False)
@@ -42,20 +46,20 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
         opened,
         wanted,
         make_base=lambda folder: train.make_base(wanted, folder),
-        external_teacher=lambda source: (language.load(source, "cpu").snapshot, True),
+        external_teacher=lambda source: (language.snapshot_of(source), True),
         solver_snapshot=generate.solver_snapshot(wanted),
     )
-    reports = [
-        stages.run_whole("problems", layout, params, tracker),
-        stages.run_sharded("generate", layout, params, tracker),
-        stages.run_whole("filter", layout, params, tracker),
-        stages.run_whole("train", layout, params, tracker),
-        stages.run_sharded("evaluate", layout, params, tracker),
-    ]
+    reports, worked = {}, {}
+    for stage in ("problems", "generate", "filter", "train", "evaluate"):
+        began = time.monotonic()
+        run_stage = stages.run_sharded if stage in SHARDED else stages.run_whole
+        reports[stage] = run_stage(stage, layout, params, tracker)
+        if stage in WORK:
+            worked[stage] = time.monotonic() - began
     stop.check()
-    worked = {report.stage: report.seconds for report in reports if report.stage in WORK and not report.reused}
     overhead = time.monotonic() - start - sum(worked.values())
     ledger.record(layout, Report("overhead", params.generation, seconds=overhead).ledger_row())
+    _record_publishing(layout, params.generation)
     tracker.step(Step(params.generation, "publish"))
     run = str((prepare.unfinished(opened) or {}).get("run", ""))
     tag = publish.publish(opened, params, code_revision())
@@ -72,10 +76,21 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
     )
     row = next(row for row in history.history(opened) if row["generation"] == params.generation)
     row["seconds"] = {**worked, "total": time.monotonic() - start}
-    row["kept"] = next(report.notes for report in reports if report.stage == "filter")["kept"]
     create_markdown_artifact(display.markdown([row]), key=f"generation-{params.generation}", description=tag)
     tracker.published(row)
+    told = {"generation": params.generation, "seconds": time.monotonic() - start - sum(worked.values()) - overhead}
+    replace_text(layout.local / "publishing.json", json.dumps(told))
+    row["seconds"]["total"] = time.monotonic() - start
     return row
+
+
+def _record_publishing(layout: Layout, generation: int) -> None:
+    """What publishing the generation before took, which its own ledger had to close too early to hold."""
+    path = layout.local / "publishing.json"
+    if path.exists():
+        told = display.read_json(path)
+        report = Report("overhead", generation, f"publishing {tag_name(told['generation'])}", seconds=told["seconds"])
+        ledger.record(layout, report.ledger_row())
 
 
 def code_revision() -> str:

@@ -4,6 +4,7 @@ of a run are waited for."""
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -14,10 +15,27 @@ from flywheel.errors import FlywheelError
 Missed = Literal["latest", "skip", "all"]
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _PAGE = 200
+_PAUSES_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def request(api: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """One call; the decoded answer. Raises FlywheelError if there is no answer or a refusal."""
+    """One call; the decoded answer. Raises FlywheelError if there is no answer or a refusal.
+
+    Prefect answers 503 while its database is locked; as its own client does, we ask again, five times over 8 s.
+    """
+    for pause in _PAUSES_SECONDS:
+        try:
+            return _once(api, method, path, body)
+        except _Unavailable:
+            time.sleep(pause)
+    return _once(api, method, path, body)
+
+
+class _Unavailable(FlywheelError):
+    """503: the server is there, but cannot answer now."""
+
+
+def _once(api: str, method: str, path: str, body: dict[str, Any] | None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     call = urllib.request.Request(f"{api}{path}", data=data, method=method, headers=headers)
@@ -27,7 +45,8 @@ def request(api: str, method: str, path: str, body: dict[str, Any] | None = None
     except urllib.error.HTTPError as error:
         with error:
             answer = error.read().decode("utf-8", "replace")[:500]
-        raise FlywheelError(f"Prefect at {api} refused {method} {path}: {error.code} {answer}") from error
+        kind = _Unavailable if error.code == 503 else FlywheelError
+        raise kind(f"Prefect at {api} refused {method} {path}: {error.code} {answer}") from error
     except OSError as error:
         raise FlywheelError(f"Prefect at {api} did not answer {method} {path}: {error}") from error
     return json.loads(text) if text else None

@@ -77,6 +77,8 @@ def one_shard_apart(stage: str, root: str, shard: int, shards: int, tell: Any) -
                 child.kill()
                 child.wait()
         reader.join()
+    # Ctrl-C in a terminal reaches the child too, which may be the first to end.
+    stop.check()
     if child.returncode:
         kind = InputError if child.returncode == InputError.exit_code else FlywheelError
         raise kind(f"{stage} shard {shard}/{shards} ended with {child.returncode}: {''.join(said[-20:]).strip()}")

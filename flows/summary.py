@@ -56,6 +56,7 @@ class Summary:
 def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Summary | None:
     """Compare the champion at the head with generation 0's search of `budget` samples; None before generation 1.
 
+    Where generation 0 is still the champion, the head's student stands in, and the sentence says so.
     `rows` is `history(registry)`.
     """
     line = [row for row in rows if row["status"] != "abandoned"]
@@ -64,7 +65,8 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
     first, last = line[0]["generation"], line[-1]["champion"]
     if isinstance(last, dict):
         last = last["generation"]
-    if last == first:
+    promoted = last != first
+    if not promoted:
         last = line[-1]["generation"]
     outcomes = list(query(registry, _OUTCOMES.format(first=first, last=last)).rows)
     cells = {(row["generation"], row["problem_id"], row["metric"], row["budget"]): row for row in outcomes}
@@ -96,7 +98,7 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
         evaluation_flops=spent.get("evaluate", 0.0),
         break_even=even,
         at_budgets=at_budgets(curve, budgets, accuracy, price, investment),
-        sentence=_sentence(last, first, budget, student_share, search_share, difference, investment, even),
+        sentence=_sentence(last, promoted, first, budget, student_share, search_share, difference, investment, even),
     )
 
 
@@ -118,6 +120,7 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
 
 def _sentence(
     last: int,
+    promoted: bool,
     first: int,
     budget: int,
     student: Interval,
@@ -139,7 +142,8 @@ def _sentence(
             f"(a search of {even.budget:.0f} reaches only {even.search_accuracy:.1%})"
         )
     return (
-        f"The student of generation {last}, answering at once, {verdict} generation {first} with a search of {budget}: "
+        f"The student of generation {last}{'' if promoted else ' (not promoted)'}, answering at once, {verdict} "
+        f"generation {first} with a search of {budget}: "
         f"{student.value:.1%} against {search.value:.1%} of {student.count} test problems "
         f"(difference {100 * difference.value:+.1f} points, 95 % interval {100 * difference.low:+.1f} to "
         f"{100 * difference.high:+.1f}); the search and training cost {investment:.3g} FLOPs; {paid}."

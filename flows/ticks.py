@@ -76,16 +76,12 @@ class Schedule:
 
     def parameters(self, layout: Layout) -> dict[str, Any]:
         """What every scheduled run of the flow is called with."""
-        overrides = []
-        if self.until_plateau is not None:
-            overrides.append(f"campaign.plateau={self.until_plateau}")
-        if self.on_failure is not None:
-            overrides.append(f"execution.on_failure={json.dumps(self.on_failure)}")
         return {
             "registry": str(layout.root),
             "generations": self.generations,
-            "overrides": overrides,
             "when_busy": self.when_busy,
+            "until_plateau": self.until_plateau,
+            "on_failure": self.on_failure,
         }
 
 

@@ -1,8 +1,8 @@
 """The params of a generation: pydantic models that mirror `params.yaml`, one docstring a field.
 
 Unknown keys are refused and every problem is reported at once (`ConfigError`). A function gets its own section, never
-the whole. `execution` says how the work is run, never what it yields: two runs that differ only there give the same
-labels and digests.
+the whole. `execution` says how the work is run and is no part of the recipe: other shards, retries or runners give
+the same labels and digests at equal `numerics`.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ class Campaign(Section):
 
 
 class Execution(Section):
-    """How the work is run; nothing here changes what it yields, so it is no part of any fingerprint."""
+    """How the work is run, no part of the recipe. Shards, retries and the like change nothing at all; device and
+    threads (which the `processes` runner shares out) are part of `numerics`: other last bits, the same distribution."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run; auto takes CUDA where there is one."""
@@ -211,6 +212,14 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     campaign: Campaign = Campaign()
     execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.reward.name == "exact" and self.filter.threshold > 1.0:
+            raise ValueError(
+                f"filter.threshold ({self.filter.threshold}) is above 1, the highest reward of `exact`: none would pass"
+            )
+        return self
 
     def digest(self) -> str:
         """Names the recipe: every value but `execution` and `campaign`."""

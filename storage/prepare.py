@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flywheel.errors import FlywheelError, RegistryBusy, RegistryError
+import yaml
+
+from flywheel.errors import ConfigError, FlywheelError, RegistryBusy, RegistryError
 from flywheel.params import Params, dump, folder_name
 from flywheel.records import digest
 from storage import cache, dvc, git, lock
@@ -43,17 +45,19 @@ def begin(
     """
     with lock.ensure(registry, "prepare a generation"):
         registry.check_clean()
-        entry = _decide(registry, params)
-        generation, parent = int(entry["generation"]), entry["parent"]
-        params = params.for_generation(generation, parent)
+        parent = registry.head_generation()
+        params = params.for_generation(registry.next_generation(), parent)
         before = published(registry, parent) if parent is not None else None
-        _place_parent(registry, entry, before, make_base)
-        _write(registry.layout.params, dump(params))
+        _require_same_ground(registry, params)
+        # All that can be refused comes before anything is dropped or written.
         documents = {
             "teacher": _teacher(params, before, external_teacher, solver_snapshot),
             "champion": _champion(registry, before),
             "window": _window(registry, params),
         }
+        entry = _decide(registry, params)
+        _place_parent(registry, entry, before, make_base)
+        _write(registry.layout.params, dump(params))
         for name, document in documents.items():
             _write(registry.layout.lineage / f"{name}.json", json_text(document))
         return params
@@ -65,6 +69,25 @@ def unfinished(registry: Registry) -> dict[str, Any] | None:
     if not isinstance(entry, dict) or entry["generation"] in registry.generations():
         return None
     return entry
+
+
+def _require_same_ground(registry: Registry, params: Params) -> None:
+    """Raise ConfigError if `problems` or `model` are not those of the generation before: students could neither be
+    compared nor go on from one another."""
+    if params.parent is None:
+        return
+    text = git.read_many(registry.root, [f"{tag_name(params.parent)}:params.yaml"])[0]
+    held = yaml.safe_load(text or b"") or {}
+    wanted = params.model_dump(mode="json")
+    changed = [
+        f"{section}.{key}: got {value!r}, but {tag_name(params.parent)} was made with {held[section][key]!r}; "
+        "it is fixed for the life of a registry, make another with `flywheel init`"
+        for section in ("problems", "model")
+        for key, value in wanted[section].items()
+        if key in held.get(section, {}) and held[section][key] != value
+    ]
+    if changed:
+        raise ConfigError(changed, "the recipe")
 
 
 def _decide(registry: Registry, params: Params) -> dict[str, Any]:

@@ -29,7 +29,11 @@ def write_file(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> int
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+            # The name must not outlive the bytes in a power cut.
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

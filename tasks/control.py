@@ -16,7 +16,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from flywheel.compute import Cost
 from flywheel.evaluation import intervals, metrics
 from flywheel.learning import supervised
 from flywheel.learning.examples import EpochOrder, Examples, training_flops
@@ -41,7 +40,7 @@ def run(name: str, params: Params, layout: Layout, budget_flops: float, hooks: H
     The budget is met to within one epoch. `outcomes` holds the greedy result of each test problem, for pairing.
     """
     start = time.monotonic()
-    use_threads(params.execution)
+    use_threads(params.execution, alone=True)
     models.forget()
     scratch = layout.tmp / f"control-{uuid.uuid4().hex[:8]}"
     base = scratch / "base"
@@ -49,7 +48,6 @@ def run(name: str, params: Params, layout: Layout, budget_flops: float, hooks: H
     device = language.device_for(params.execution.device)
     problems = read_problems(layout.problems, ["valid", "test"])
     candidates: list[dict[str, Any]] = []
-    spent = Cost()
     for until_stale in (False, True):
         student = language.load(base, device, dtype="float32")
         examples = _examples(name, params, layout, student)
@@ -67,8 +65,6 @@ def run(name: str, params: Params, layout: Layout, budget_flops: float, hooks: H
             progress=hooks.progress,
             should_stop=hooks.should_stop,
         )
-        if not until_stale:
-            spent = training.cost
         folder = scratch / f"student-{until_stale}"
         language.save(student.model, student.tokenizer, folder)
         sampler = models.load_sampler(str(folder), weights_digest(folder), params.execution)
@@ -78,6 +74,7 @@ def run(name: str, params: Params, layout: Layout, budget_flops: float, hooks: H
                 "stopped": "by the valid loss" if until_stale else "at the FLOPs of the flywheel",
                 "snapshot": sampler.snapshot,
                 "epochs": training.epochs,
+                "flops": training.cost.training + training.cost.padding,
                 "labels": len(examples),
                 **{split: _share(rows, split) for split in ("valid", "test")},
                 "outcomes": {r["problem_id"]: r["value"] for r in rows if r["split"] == "test"},
@@ -89,7 +86,6 @@ def run(name: str, params: Params, layout: Layout, budget_flops: float, hooks: H
         "name": name,
         "seed": params.seed,
         "generation": params.generation,
-        "flops": spent.training + spent.padding,
         "budget_flops": budget_flops,
         "seconds": round(time.monotonic() - start, 1),
         **best,

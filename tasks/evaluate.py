@@ -43,11 +43,12 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
     units, work = _open(params, layout)
     mine = my_units(len(units), shard, shards)
     total, done, facts = sum(len(units[number]) for number in mine), 0, []
+    student = weights_digest(layout.student)
     for number in mine:
         hooks.should_stop()
         if not work.done(number):
             start = time.monotonic()
-            rows, tally, cost = _measure(params, layout, units[number], hooks)
+            rows, tally, cost = _measure(params, layout, student, units[number], hooks)
             fact = {"cost": cost_fact(cost), "seconds": time.monotonic() - start, "tally": asdict(tally)}
             work.write(number, rows, OUTCOMES, fact)
         facts.append(work.facts(number))
@@ -180,9 +181,9 @@ def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
 
 
 def _measure(
-    params: Params, layout: Layout, problems: list[Problem], hooks: Hooks
+    params: Params, layout: Layout, student: str, problems: list[Problem], hooks: Hooks
 ) -> tuple[list[dict[str, Any]], collapse.HealthTally, Cost]:
-    sampler = models.load_sampler(str(layout.student), weights_digest(layout.student), params.execution)
+    sampler = models.load_sampler(str(layout.student), student, params.execution)
     return measure(params, sampler, problems, hooks)
 
 
@@ -235,6 +236,10 @@ def _metrics(
     held = before.get("metrics") or {}
     valid = {key: entry["value"] for key, entry in by_split["valid"].items()}
     valid_before = {key: entry["value"] for key, entry in held["valid"].items()} if held else None
+    measured_at = {"samples": params.evaluate.budgets[-1], "temperature": params.evaluate.temperature}
+    # Diversity at another budget or temperature is another quantity.
+    comparable = (held.get("collapse") or {}).get("measured_at") == measured_at
+    health_before = held["collapse"] if comparable else None
     return {
         "generation": params.generation,
         "snapshot": snapshot,
@@ -248,7 +253,8 @@ def _metrics(
         },
         "collapse": {
             **health,
-            "alarms": collapse.alarms(health, held.get("collapse"), valid, valid_before, params.evaluate.budgets[-1]),
+            "measured_at": measured_at,
+            "alarms": collapse.alarms(health, health_before, valid, valid_before, params.evaluate.budgets[-1]),
         },
     }
 

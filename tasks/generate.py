@@ -13,6 +13,7 @@ import uuid
 import pyarrow.parquet as pq
 
 from flywheel.compute import Cost
+from flywheel.errors import ConfigError
 from flywheel.params import Params
 from flywheel.problems import domain as domains
 from flywheel.problems.domain import Domain
@@ -163,7 +164,16 @@ def _attempts(
     if params.generation == 0:
         encoder = models.load_sampler(str(layout.parent), None, params.execution)
         count = params.seed_labels.per_problem
-        return solver.search(problems, domain, solver_snapshot(params), encoder, reward, run, count=count), Cost()
+        labels = solver.search(problems, domain, solver_snapshot(params), encoder, reward, run, count=count)
+        longest = max((len(attempt.token_ids) for attempt in labels), default=0)
+        if longest > params.generate.max_new_tokens:
+            raise ConfigError(
+                [
+                    f"generate.max_new_tokens: got {params.generate.max_new_tokens}, but a seed label takes {longest} "
+                    "tokens of this model's tokenizer; a student could never finish an answer, give it more"
+                ]
+            )
+        return labels, Cost()
     found, cost = best_of_n.search(
         problems,
         domain,

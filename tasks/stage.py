@@ -76,7 +76,9 @@ class Report:
             "flops_padding": cost.padding,
             "tokens": cost.tokens,
             "seconds": round(self.seconds, 3),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            # The process's highest so far, whichever stage it was in. macOS counts bytes, Linux kilobytes.
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            * (1 if sys.platform == "darwin" else 1024),
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
             "machine": f"{platform.system()} {platform.machine()} {os.cpu_count()} cores",
@@ -91,15 +93,15 @@ def timed() -> Iterator[Callable[[], float]]:
     yield lambda: time.monotonic() - start
 
 
-def threads(execution: parameters.Execution) -> int:
-    """Threads for one model: all cores, shared out where several processes work at once."""
+def threads(execution: parameters.Execution, alone: bool = False) -> int:
+    """Threads for one model: all cores, shared out where several processes work at once and it is not `alone`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if execution.threads is not None:
         return execution.threads
-    return max(1, cores // execution.workers) if execution.runner == "processes" else cores
+    return max(1, cores // execution.workers) if execution.runner == "processes" and not alone else cores
 
 
-def numerics(execution: parameters.Execution) -> str:
+def numerics(execution: parameters.Execution, alone: bool = False) -> str:
     """What the last bits depend on: versions, instruction set, threads, device. Equal numerics, equal bytes."""
     from importlib.metadata import version
 
@@ -112,15 +114,15 @@ def numerics(execution: parameters.Execution) -> str:
     if device == "cuda":
         parts.append(f"cuda {torch.version.cuda} {torch.cuda.get_device_name()}")
     else:
-        parts.append(f"cpu {torch.backends.cpu.get_cpu_capability()} {threads(execution)} threads")
+        parts.append(f"cpu {torch.backends.cpu.get_cpu_capability()} {threads(execution, alone)} threads")
     return ", ".join(parts)
 
 
-def use_threads(execution: parameters.Execution) -> None:
+def use_threads(execution: parameters.Execution, alone: bool = False) -> None:
     """Give this process's models their threads."""
     import torch
 
-    wanted = threads(execution)
+    wanted = threads(execution, alone)
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from flywheel.errors import InputError
 from flywheel.learning import supervised
 from flywheel.learning.examples import Examples
 from flywheel.models import language
@@ -61,16 +62,22 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
         _SOURCES,
         [params.seed, generation, params.train.model_dump(), params.model.model_dump() if start_from_base else None],
         [layout.problems, layout.parent, layout.labels(generation) / "labels", layout.lineage / "window.json"],
-        numerics(params.execution),
+        numerics(params.execution, alone=True),
     )
     stamp = Stamp(layout, generation, "train", mark, [layout.student, layout.training])
     if (report := stamp.fresh()) is not None:
         return report
     start = time.monotonic()
-    use_threads(params.execution)
+    use_threads(params.execution, alone=True)
     models.forget()
     start_model = _start_model(params, layout, start_from_base)
     window = _window(params, layout, start_model)
+    if not window.label_ids:
+        raise InputError(
+            f"generation {generation} has no label to train on: the filter kept none, and the window holds no older "
+            "ones; look at why with the table `rejected`, then lower filter.threshold, widen filter.window, or search "
+            "with more generate.samples or problems"
+        )
     work = layout.work(generation) / f"train-{mark}"
     work.mkdir(parents=True, exist_ok=True)
     training = supervised.train(
@@ -95,7 +102,7 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
         seconds=time.monotonic() - start,
         rows_in=len(window.label_ids) + window.repeated,
         rows_out=len(window.label_ids),
-        numerics=numerics(params.execution),
+        numerics=numerics(params.execution, alone=True),
         notes={
             "labels": len(window.label_ids),
             "epochs": round(training.epochs, 2),
@@ -114,7 +121,9 @@ def _start_model(params: Params, layout: Layout, from_base: bool) -> LanguageMod
         return language.load(layout.parent, device, dtype="float32")
     folder = layout.tmp / f"base-{uuid.uuid4().hex[:8]}"
     make_base(params, folder)
-    return language.load(folder, device, dtype="float32")
+    loaded = language.load(folder, device, dtype="float32")
+    shutil.rmtree(folder)
+    return loaded
 
 
 def make_base(params: Params, folder: Path) -> str:

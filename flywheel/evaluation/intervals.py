@@ -21,8 +21,10 @@ class Interval:
     high: float
     count: int
 
-    def as_dict(self) -> dict[str, float | int]:
-        return {"value": self.value, "low": self.low, "high": self.high, "count": self.count}
+    def as_dict(self) -> dict[str, float | int | None]:
+        """JSON; a bound that one cluster alone cannot give is null."""
+        low, high = (bound if math.isfinite(bound) else None for bound in (self.low, self.high))
+        return {"value": self.value, "low": low, "high": high, "count": self.count}
 
 
 def share(values: Sequence[float], groups: Sequence[str]) -> Interval:

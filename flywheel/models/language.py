@@ -142,13 +142,7 @@ def load(source: str | Path, device: str, dtype: str | None = None) -> LanguageM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet()
-    local = Path(source)
-    if isinstance(source, Path) or local.exists() or str(source).startswith((".", "/")):
-        folder = local
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{source} is no model folder: it has no config.json; expected what save_pretrained makes")
-    else:
-        folder = _download(str(source))
+    folder = _folder(source)
     wanted = dtype or ("bfloat16" if device == "cuda" else "float32")
     try:
         snapshot = weights_digest(folder)
@@ -167,6 +161,21 @@ def load(source: str | Path, device: str, dtype: str | None = None) -> LanguageM
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no end-of-sequence token; expected one, answers must end")
     return LanguageModel(model.to(device).eval(), tokenizer, snapshot, tokenizer_digest(folder))
+
+
+def snapshot_of(source: str | Path) -> str:
+    """Digest of the weights of a model by local folder or hub id, without loading it. Raises ModelError."""
+    return weights_digest(_folder(source))
+
+
+def _folder(source: str | Path) -> Path:
+    """Where a model's files lie; those of a hub id are fetched if they are not there."""
+    local = Path(source)
+    if not (isinstance(source, Path) or local.exists() or str(source).startswith((".", "/"))):
+        return _download(str(source))
+    if not (local / "config.json").is_file():
+        raise ModelError(f"{source} is no model folder: it has no config.json; expected what save_pretrained makes")
+    return local
 
 
 def _download(hub_id: str) -> Path:

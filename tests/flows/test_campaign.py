@@ -244,6 +244,19 @@ def test_caps_and_the_command_for_failures(copy: Path, tmp_path: Path) -> None:
     assert told.read_text().startswith("ModelError: ./nowhere")
 
 
+def test_what_is_refused_changes_nothing(copy: Path) -> None:
+    """Neither a teacher that is not there, nor another domain, nor a label set that would be empty."""
+    before = (copy / "params.yaml").read_bytes()
+    ground = flywheel("run", "--registry", copy, "--set", "problems.largest_target=30", code=2)
+    assert "problems.largest_target: got 30, but gen/0002 was made with 40" in ground.stderr
+    typo = flywheel("run", "--registry", copy, "--set", "generate.sampels=30", code=2)
+    assert "did you mean samples?" in typo.stderr
+    preset = flywheel("run", "--registry", copy, "--preset", "countdown-4", code=2)
+    assert "made with preset smoke" in preset.stderr
+    assert (copy / "params.yaml").read_bytes() == before
+    assert flywheel_json("status", "--registry", copy)["state"] == "idle"
+
+
 def test_report_and_lineage(campaign: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     flywheel("report", "--registry", campaign[0], "--out", page)

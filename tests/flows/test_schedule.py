@@ -10,7 +10,6 @@ import pytest
 from flows import schedule as schedules
 from flows.ticks import Schedule, local_timezone, read_schedule
 from flywheel.errors import ConfigError, RegistryError
-from flywheel.params import load
 from storage.layout import Layout
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -60,14 +59,18 @@ def test_a_schedule_is_stored_and_forgotten(layout: Layout) -> None:
     assert schedules.unschedule(layout) is False
 
 
-def test_options_reach_the_params_of_a_run(layout: Layout) -> None:
+def test_options_reach_the_campaign_and_leave_the_recipe_alone(layout: Layout) -> None:
+    import inspect
+
+    from flows.campaign import campaign
+
     command = "notify --text 'it \"failed\": badly'"
     wanted = Schedule("0 2 * * *", "UTC", until_plateau=3, on_failure=command)
     parameters = wanted.parameters(layout)
     assert (parameters["registry"], parameters["generations"]) == (str(layout.root), 1)
-    params = load(PARAMS, parameters["overrides"])
-    assert params.campaign.plateau == 3
-    assert params.execution.on_failure == command
+    assert (parameters["until_plateau"], parameters["on_failure"]) == (3, command)
+    assert "overrides" not in parameters
+    inspect.signature(campaign.fn).bind(**parameters)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cron": "0 2 * * *"}', '{"cron": "x", "timezone": "UTC"}'])

@@ -28,9 +28,9 @@ from pathlib import Path
 from prefect import flow
 
 @flow
-def tiny(registry: str, generations: int, overrides: list[str], when_busy: str) -> int:
+def tiny(registry: str, generations: int, when_busy: str, until_plateau: int | None, on_failure: str | None) -> int:
     with Path(registry, "ran").open("a") as file:
-        file.write(f"{generations} {overrides}\\n")
+        file.write(f"{generations} {until_plateau}\\n")
     while Path(registry, "hold").exists():
         time.sleep(0.1)
     return generations
@@ -119,7 +119,7 @@ def test_a_schedule_fires_survives_a_reboot_and_goes_down(layout: Layout) -> Non
 
         # The dead run's slot is free: the next tick runs, by the cron alone.
         until((layout.root / "ran").exists, 80)
-        assert (layout.root / "ran").read_text().splitlines()[0] == "1 ['campaign.plateau=3']"
+        assert (layout.root / "ran").read_text().splitlines()[0] == "1 3"
         until(lambda: bool(scheduled(api, "COMPLETED")), 20)
 
         # Another cron replaces the first, future runs included; without one nothing is served.

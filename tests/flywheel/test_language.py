@@ -143,3 +143,11 @@ def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         assert language.device_for("auto") == "cpu"
         with pytest.raises(ModelError, match=r"execution\.device: got cuda"):
             language.device_for("cuda")
+
+
+def test_special_tokens_inside_an_answer_are_shown_to_the_judge(tiny: LanguageModel) -> None:
+    """Dropped before judging, they would turn a wrong answer into a right one."""
+    ids = tiny.encode_answer("8 * 3 = 24")
+    assert tiny.decode(ids) == "8 * 3 = 24"
+    for special in (tiny.tokenizer.pad_token_id, tiny.tokenizer.unk_token_id, tiny.tokenizer.eos_token_id):
+        assert tiny.decode([*ids[:2], special, *ids[2:]]) != "8 * 3 = 24"
