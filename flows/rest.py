@@ -31,7 +31,7 @@ def request(api: str, method: str, path: str, body: dict[str, Any] | None = None
     return _once(api, method, path, body)
 
 
-class _Unavailable(FlywheelError):
+class _Unavailable(FlywheelError):  # noqa: N818 (a state, not a fault)
     """503: the server is there, but cannot answer now."""
 
 
