@@ -1,4 +1,4 @@
-"""The nouns: problems, attempts, labels, snapshots, evaluations, and the digests that name them.
+"""The nouns that stages pass on: problems, attempts, labels, and the digests that name them.
 
 Rows carry no clock times and no machine facts: the same inputs give the same bytes. Those facts belong to the ledger
 and to MLflow. The columns of each table are in `storage.schemas`; a record here holds what its table row holds.
@@ -116,34 +116,3 @@ def content_id(problem_id: str, answer: str) -> str:
 def label_id(parents: list[str], part: str, params: dict[str, Any], content: str) -> str:
     """Names a label by its sorted parents, the part of them it is, how it was made, and its content id."""
     return digest("label", sorted(parents), part, params, content)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A model, named by the digest of its weights. `verified` is false where there are no weights to hash."""
-
-    snapshot: str
-    role: Literal["policy", "reward", "solver"]
-    generation: int
-    initialised_from: str | None
-    params_digest: str
-    parameters: int
-    training_flops: float
-    verified: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One metric of one snapshot at one runtime budget, with a 95 % interval clustered by problem group."""
-
-    snapshot: str
-    generation: int
-    searcher: str
-    budget: int
-    split: Split
-    metric: str
-    value: float
-    low: float
-    high: float
-    count: int
-    flops_per_problem: float
