@@ -1,4 +1,4 @@
-"""The params of a generation: pydantic models that mirror `params.yaml`, one docstring a field.
+"""The params of a generation: the sections of `flywheel.sections` put together, read, overridden and explained.
 
 Unknown keys are refused and every problem is reported at once (`ConfigError`). A function gets its own section, never
 the whole. `execution` says how the work is run and is no part of the recipe: other shards, retries or runners give
@@ -9,188 +9,32 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flywheel.errors import ConfigError
 from flywheel.records import digest
+from flywheel.sections import (
+    Campaign,
+    Evaluate,
+    Execution,
+    Filter,
+    Generate,
+    Model,
+    Problems,
+    Reward,
+    Section,
+    SeedLabels,
+    Supervise,
+    Train,
+)
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-class Problems(Section):
-    domain: Literal["countdown"] = "countdown"
-    """What is to be solved."""
-    numbers: Annotated[int, Field(ge=2, le=6)] = 3
-    """Countdown: how many numbers a hand has."""
-    smallest: PositiveInt = 1
-    """Countdown: the smallest number in a hand."""
-    largest: PositiveInt = 16
-    """Countdown: the largest number in a hand."""
-    largest_target: PositiveInt = 100
-    """Countdown: targets are integers from 1 to this."""
-    train: PositiveInt = 6000
-    """Training problems; fewer where the split's hands do not yield as many."""
-    valid: PositiveInt = 128
-    """Problems on which everything is chosen: stopping, temperature, champion."""
-    test: PositiveInt = 256
-    """Problems that are only reported."""
-    shares: tuple[Share, Share, Share] = (0.6, 0.12, 0.28)
-    """Share of the hands in train, valid and test, by hash of the hand."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.smallest > self.largest:
-            raise ValueError(f"smallest ({self.smallest}) is above largest ({self.largest}); give smallest <= largest")
-        if self.numbers > self.largest - self.smallest + 1 and self.largest == self.smallest:
-            raise ValueError(f"numbers ({self.numbers}) of a single value make one hand; widen smallest..largest")
-        if abs(sum(self.shares) - 1.0) > 1e-9 or min(self.shares) <= 0.0:
-            raise ValueError(f"shares {list(self.shares)} must be three positive numbers that add up to 1")
-        return self
-
-
-class SeedLabels(Section):
-    problems: PositiveInt = 800
-    """How many training problems the seed labeller (Countdown: the solver) solves for generation 0."""
-    per_problem: PositiveInt = 1
-    """Different solutions kept a problem."""
-
-
-class Model(Section):
-    base: str | None = None
-    """A local folder or hub id of a pretrained causal LM; null makes a Llama from scratch with the sizes below."""
-    hidden_size: PositiveInt = 64
-    """From scratch: width of the residual stream."""
-    layers: PositiveInt = 4
-    """From scratch: decoder layers."""
-    heads: PositiveInt = 4
-    """From scratch: attention heads; divides hidden_size into even parts."""
-    intermediate_size: PositiveInt = 176
-    """From scratch: width of the gated feed-forward layer."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be heads ({self.heads}) times an even head size (rotary halves)"
-            )
-        return self
-
-
-class Generate(Section):
-    teacher: str = "champion"
-    """Who searches: `champion` (the best student so far), or any causal LM by local folder or hub id."""
-    searcher: Literal["best_of_n"] = "best_of_n"
-    """How it searches. best_of_n: sample N answers, let the reward judge."""
-    samples: PositiveInt = 16
-    """Answers sampled a problem (ReST-EM: 32)."""
-    temperature: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
-    """Sampling temperature (ReST-EM: 0.7)."""
-    max_new_tokens: PositiveInt = 16
-    """Tokens an answer may have; one cut off here has stop_reason `length` and no answer."""
-    problems: PositiveInt = 2500
-    """Training problems searched a generation, drawn anew each time."""
-    unit: PositiveInt = 50
-    """Problems a batch unit: they are padded and sampled together, so this is part of the recipe."""
-
-
-class Reward(Section):
-    name: Literal["exact"] = "exact"
-    """What judges an answer. exact: the domain's own checker."""
-
-
-class Filter(Section):
-    threshold: float = 1.0
-    """Rewards below this are rejected."""
-    per_problem: PositiveInt | None = 4
-    """At most so many labels a problem and generation (ReST-EM: 10); null keeps all."""
-    window: PositiveInt | None = None
-    """How many generations of labels a student trains on, newest first; null means all since the seed."""
-
-
-class Train(Section):
-    start: Literal["parent", "base"] = "parent"
-    """Warm from the champion's weights, or restarted from the base each generation (ReST-EM)."""
-    epochs: PositiveInt = 10
-    """Passes over the window's labels a generation."""
-    seed_epochs: PositiveInt = 60
-    """Generation 0 trains at most so many passes over the seed labels ..."""
-    patience: PositiveInt = 6
-    """... and stops after so many evaluations of the valid loss without a new best; the best is kept."""
-    batch_size: PositiveInt = 64
-    """Labels an optimiser step."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 4e-3
-    """Peak learning rate of AdamW."""
-    warmup_share: Share = 0.05
-    """Share of the steps over which the learning rate rises."""
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """How it falls after the warm-up; generation 0, whose end is not known before, holds it constant."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    """AdamW's decoupled weight decay."""
-    gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0
-    """Largest norm of the gradient."""
-    dedupe: bool = True
-    """A label found again in a later generation is learned once (same content id)."""
-
-
-class Evaluate(Section):
-    budgets: tuple[PositiveInt, ...] = (1, 4, 16, 64)
-    """Runtime budgets: samples a problem."""
-    temperature: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
-    """Sampling temperature of every budget; greedy has none."""
-    margin: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """A student becomes champion unless its greedy valid accuracy is below the champion's by more than this."""
-
-    @field_validator("budgets")
-    @classmethod
-    def _rising(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
-        if not budgets or list(budgets) != sorted(set(budgets)):
-            raise ValueError(f"budgets {list(budgets)} must be a rising list of at least one number, e.g. [1, 4, 16]")
-        return budgets
-
-
-class Campaign(Section):
-    generations: PositiveInt = 5
-    """How many `flywheel run` adds when not told."""
-    plateau: PositiveInt | None = None
-    """Stop after so many generations in a row without a new champion."""
-    max_flops: Annotated[float, Field(gt=0.0)] | None = None
-    """Stop before the next generation once the ledger's total passes this."""
-    max_hours: Annotated[float, Field(gt=0.0)] | None = None
-    """Stop before the next generation once this run has lasted so long."""
-    max_disk_gb: Annotated[float, Field(gt=0.0)] | None = None
-    """Stop before the next generation once the registry takes this much."""
-
-
-class Execution(Section):
-    """How the work is run, no part of the recipe. Shards, retries and the like change nothing at all; device and
-    threads (which the `processes` runner shares out) are part of `numerics`: other last bits, the same distribution."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models run; auto takes CUDA where there is one."""
-    threads: PositiveInt | None = None
-    """Threads of a CPU model; null is the machine's cores. Part of `numerics`: other threads, other last bits."""
-    shards: PositiveInt = 4
-    """Task runs that generation and evaluation are cut into; any number gives the same rows."""
-    runner: Literal["serial", "processes"] = "serial"
-    """serial: a shard at a time with the library's own threads; processes: `workers` shards at once."""
-    workers: PositiveInt = 2
-    """Processes of the `processes` runner."""
-    checkpoint_seconds: Annotated[float, Field(gt=0.0)] = 15.0
-    """Training saves a checkpoint this often; a killed run goes on from the last."""
-    retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """Times a failed task is tried again."""
-    on_failure: str | None = None
-    """A command run when a generation fails; it finds FLYWHEEL_REGISTRY, _GENERATION and _ERROR in its environment."""
+__all__ = [
+    "Campaign", "Evaluate", "Execution", "Filter", "Generate", "Model", "Params", "Problems", "Reward", "Section",
+    "SeedLabels", "Supervise", "Train", "apply", "dump", "folder_name", "load", "parse",
+]  # fmt: skip
 
 
 class Params(Section):
@@ -209,15 +53,21 @@ class Params(Section):
     reward: Reward = Reward()
     filter: Filter = Filter()
     train: Train = Train()
+    supervise: Supervise = Supervise()
     evaluate: Evaluate = Evaluate()
     campaign: Campaign = Campaign()
     execution: Execution = Execution()
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
-        if self.reward.name == "exact" and self.filter.threshold > 1.0:
+        if self.filter.threshold > 1.0:
             raise ValueError(
-                f"filter.threshold ({self.filter.threshold}) is above 1, the highest reward of `exact`: none would pass"
+                f"filter.threshold ({self.filter.threshold}) is above 1, the highest reward there is: none would pass"
+            )
+        if self.reward.name in {"process", "outcome"} and self.filter.threshold == 1.0:
+            raise ValueError(
+                f"filter.threshold is 1.0, which the scores of a reward model ({self.reward.name}) hardly ever reach; "
+                "give a lower one, such as 0.7"
             )
         return self
 

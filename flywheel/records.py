@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Split = Literal["train", "valid", "test"]
-StopReason = Literal["eos", "length", "finished"]
-"""`eos`: the model ended its answer; `length`: the token limit cut it; `finished`: a solver or engine, no tokens."""
+StopReason = Literal["eos", "length", "finished", "failed"]
+"""`eos`: the model ended its answer; `length`: the token limit cut it; `finished`: a solver or engine, no tokens;
+`failed`: a server gave no answer."""
 
-Status = Literal["judged", "truncated", "malformed", "timeout"]
+Status = Literal["judged", "truncated", "malformed", "timeout", "failed"]
 """`judged`: the reward saw a well-formed answer; `truncated`, `malformed`: there was none, reward 0; `timeout`: the
-judge did not finish, reward null, to be tried again."""
+judge did not finish, reward null, to be tried again; `failed`: the judge crashed or answered nonsense (or there was
+nothing to judge), reward null."""
 
 
 def canonical_json(value: Any) -> str:
@@ -116,3 +118,71 @@ def content_id(problem_id: str, answer: str) -> str:
 def label_id(parents: list[str], part: str, params: dict[str, Any], content: str) -> str:
     """Names a label by its sorted parents, the part of them it is, how it was made, and its content id."""
     return digest("label", sorted(parents), part, params, content)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One answer sampled to learn how good the steps of an attempt are: the attempt itself, or a completion of it."""
+
+    rollout_id: str
+    problem_id: str
+    generation: int
+    policy: str
+    """The model that sampled it."""
+    seed: int
+    attempt: int
+    """Number of the problem's attempt."""
+    step: int
+    """0: the attempt, from the prompt; k: a completion from the end of its k-th step."""
+    index: int
+    """Number of the completion."""
+    parent_id: str | None
+    """The attempt that it completes."""
+    prefix: str
+    """Digest of the problem and the steps that it goes on from."""
+    output: str
+    """The whole answer, the prefix included."""
+    stop_reason: StopReason
+    status: Status
+    answer: str | None
+    reward: float | None
+    flops_policy: float
+    """Forward work of what was sampled, the prefix left out; likewise `tokens`."""
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLabel:
+    """An attempt's steps with the chance, estimated by rollouts, that the answer comes right from each of them."""
+
+    step_label_id: str
+    problem_id: str
+    generation: int
+    policy: str
+    prompt: str
+    steps: tuple[str, ...]
+    scores: tuple[float, ...]
+    """Of each step, in 0..1."""
+    right: tuple[int, ...]
+    """Completions from the step's end that came right; of a finished answer's last step 1 if the answer is right."""
+    judged: tuple[int, ...]
+    """Completions that got a verdict; of a finished answer's last step 1, the answer itself."""
+    rollouts: int
+    """Completions asked for."""
+    estimate: Literal["hard", "soft"]
+    tokenizer: str
+    parents: tuple[tuple[str, str], ...] = field(default=())
+    """(rollout id, role) pairs, roles `attempt` and `rollout`; the `step_label_parents` table."""
+
+
+def rollout_id(
+    problem_id: str, generation: int, policy: str, settings: dict[str, Any], seed: int, attempt: int, step: int,
+    index: int,
+) -> str:  # fmt: skip
+    """Names a rollout by everything that shaped it."""
+    return digest("rollout", problem_id, generation, policy, settings, seed, attempt, step, index)
+
+
+def step_label_id(parents: list[str], steps: list[str], estimate: str) -> str:
+    """Names a step label by its sorted parents, the steps it labels and how the scores were estimated."""
+    return digest("step label", sorted(parents), steps, estimate)

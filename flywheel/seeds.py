@@ -29,11 +29,12 @@ def generator(seed: int, *names: Any) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(stream(seed, *names)))
 
 
-def uniform(keys: npt.NDArray[np.uint64], position: int) -> npt.NDArray[np.float64]:
-    """One draw in [0, 1) for each key at this counter; shape as `keys`."""
+def uniform(keys: npt.NDArray[np.uint64], position: int | npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """One draw in [0, 1) for each key at this counter, or at each its own; shape as `keys`."""
     with np.errstate(over="ignore"):
-        z = keys + _GOLDEN * np.uint64(position + 1)
+        z = keys + _GOLDEN * (np.asarray(position).astype(np.uint64) + np.uint64(1))
         z = (z ^ (z >> np.uint64(30))) * _MIX1
         z = (z ^ (z >> np.uint64(27))) * _MIX2
         z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    drawn: npt.NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn

@@ -31,6 +31,7 @@ class Countdown:
     name = "countdown"
     version = 1
     needs_reference = False
+    step_end = "\n"
 
     def __init__(
         self, numbers: int, smallest: int, largest: int, largest_target: int, shares: tuple[float, float, float]
@@ -88,6 +89,12 @@ class Countdown:
     def prompt(self, problem: Problem) -> str:
         return f"{' '.join(map(str, problem.payload['numbers']))} -> {problem.payload['target']}\n"
 
+    def messages(self, problem: Problem) -> list[dict[str, str]] | None:
+        return None
+
+    def content(self, output: str, answer: str) -> str:
+        return answer
+
     def check(self, problem: Problem, output: str) -> Verdict:
         try:
             lines = grammar.read(output)
@@ -121,3 +128,6 @@ class Countdown:
     def vocabulary(self) -> Iterator[str]:
         yield from ["\n", "->", "+", "-", "*", "/", "="]
         yield from map(str, range(self.largest_value + 1))
+
+    def corpus(self) -> Iterator[str]:
+        return iter(())

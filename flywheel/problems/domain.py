@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from flywheel import params
-from flywheel.errors import ConfigError
+from flywheel import sections
 from flywheel.records import Problem, Split
 
 
@@ -23,6 +22,8 @@ class Verdict:
     """Canonical form of a well-formed answer, right or wrong: equal solutions have equal forms. None if malformed."""
     reason: str
     """`right`, or what is wrong, in a few words."""
+    unsure: Literal["timeout", "failed"] | None = None
+    """Where the checker came to no verdict: it took too long, or broke. `right` then says nothing."""
 
 
 class Domain(Protocol):
@@ -32,12 +33,17 @@ class Domain(Protocol):
     version: int
     needs_reference: bool
     """Whether `check` looks at the problem's reference answer; if not, anyone can check an answer at run time."""
+    step_end: str
+    """What ends a step of an answer."""
 
     def problems(self, split: Split, count: int) -> list[Problem]:
         """Up to `count` problems of a split, always the same ones, ordered by id."""
 
     def prompt(self, problem: Problem) -> str:
         """The text a model is given."""
+
+    def messages(self, problem: Problem) -> list[dict[str, str]] | None:
+        """The question as chat messages, where the model's own chat template is to be used; else None."""
 
     def check(self, problem: Problem, output: str) -> Verdict:
         """Judge an answer. Never raises: a malformed answer is a verdict."""
@@ -48,14 +54,24 @@ class Domain(Protocol):
     def solutions(self, problem: Problem, count: int) -> list[str]:
         """Up to `count` different right answers by the domain's own solver: seed labels and the ceiling."""
 
-    def vocabulary(self) -> Iterator[str]:
-        """Every word a model trained from scratch may need, for a word-level tokenizer."""
+    def content(self, output: str, answer: str) -> str:
+        """What a right answer teaches, the key of dedupe and diffs: equal solutions have equal contents. `answer` is
+        its canonical form, which may say less (a number, however it was arrived at)."""
+
+    def vocabulary(self) -> Iterator[str] | None:
+        """Every word a model trained from scratch may need, for a word-level tokenizer; None where `corpus` is to
+        be learned from."""
+
+    def corpus(self) -> Iterator[str]:
+        """Texts from which a byte-pair vocabulary is learned, where there is no word list."""
 
 
-def load(section: params.Problems) -> Domain:
+def load(section: sections.Problems) -> Domain:
     """The domain that a `problems` section describes."""
     if section.domain == "countdown":
         from flywheel.problems.countdown import Countdown
 
         return Countdown(section.numbers, section.smallest, section.largest, section.largest_target, section.shares)
-    raise ConfigError([f"problems.domain: got {section.domain!r}; known: countdown"])
+    from flywheel.problems.file import FileDomain
+
+    return FileDomain(section)

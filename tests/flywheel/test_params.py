@@ -62,8 +62,8 @@ def test_an_unknown_key_is_refused_with_a_hint() -> None:
     assert problem == "generate.sample: unknown key; did you mean samples?"
     (problem,) = problems_of({"generat": {}})
     assert problem == "generat: unknown key; did you mean generate?"
-    (problem,) = problems_of({"reward": {"zzz": 1}})
-    assert problem == "reward.zzz: unknown key; known here: name"
+    (problem,) = problems_of({"seed_labels": {"zzz": 1}})
+    assert problem == "seed_labels.zzz: unknown key; known here: problems, per_problem"
 
 
 @pytest.mark.parametrize(
