@@ -32,6 +32,7 @@ lint: setup ## ruff, mypy, import-linter
 
 benchmark: setup ## Speed against peers, in pairs
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/trainer.py
 
 clean: ## Remove what can be made again (never the registry)

@@ -103,7 +103,7 @@ def main() -> int:
     pairs, losses = [], []
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "base"
-        language.create(sizes, domain.vocabulary(), 0, base)
+        language.create(sizes, domain.vocabulary(), (), 0, base)
         device = language.device_for("auto")
 
         def fresh() -> LanguageModel:

@@ -6,7 +6,7 @@ in bfloat16, on CPU in float32: on the CPUs at hand bfloat16 was slower for smal
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,27 @@ class LanguageModel:
         begin = self.tokenizer.bos_token_id
         return ([] if begin is None else [begin]) + self.encode(text)
 
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
+        """Messages (role, content) as the model's own chat template renders them, the answer still to come, and their
+        token ids. Raises ModelError where the tokenizer has no template or its template refuses the messages."""
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                "the tokenizer has no chat template; expected one, as chat models have: set problems.chat to false, or "
+                "take a chat model"
+            )
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ModelError(
+                f"the chat template refuses messages with the roles {roles}: {error}; a template may know no system "
+                "message, then set problems.system to null"
+            ) from error
+        # The template writes special tokens itself, a beginning of sequence among them.
+        return text, self.encode(text)
+
     def encode_answer(self, text: str) -> list[int]:
         """Token ids of a whole answer, the end token at its end."""
         return [*self.encode(text), self.tokenizer.eos_token_id]
@@ -62,7 +83,11 @@ class LanguageModel:
         shown = list(ids)
         if shown and shown[-1] in self.end_ids:
             del shown[-1]
-        text: str = self.tokenizer.decode(shown, skip_special_tokens=False)
+        return self.decode_all(shown)
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The text of token ids, every one of them."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     @property
@@ -90,10 +115,11 @@ def warm_up() -> None:
     assert all((torch, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer))
 
 
-def create(section: params.Model, words: Iterable[str], seed: int, folder: Path) -> str:
+def create(section: params.Model, words: Iterable[str] | None, corpus: Iterable[str], seed: int, folder: Path) -> str:
     """Make generation 0's base model in `folder`; returns its snapshot digest.
 
-    From scratch a Llama with the section's sizes, weights drawn from `seed`; otherwise the pretrained `section.base`.
+    From scratch a Llama with the section's sizes, weights drawn from `seed`, whose tokens are `words` or, where there
+    is no such list, byte pairs learned from the texts of `corpus`; otherwise the pretrained `section.base`.
     """
     if section.base is not None:
         loaded = load(section.base, "cpu", dtype="auto")
@@ -102,9 +128,9 @@ def create(section: params.Model, words: Iterable[str], seed: int, folder: Path)
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from flywheel.models.tokenizer import word_level
+    from flywheel.models.tokenizer import byte_pair, word_level
 
-    tokenizer = word_level(words)
+    tokenizer = byte_pair(corpus, section.vocabulary) if words is None else word_level(words)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=section.hidden_size,
@@ -142,7 +168,7 @@ def load(source: str | Path, device: str, dtype: str | None = None) -> LanguageM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet()
-    folder = _folder(source)
+    folder = folder_of(source)
     wanted = dtype or ("bfloat16" if device == "cuda" else "float32")
     try:
         snapshot = weights_digest(folder)
@@ -165,10 +191,10 @@ def load(source: str | Path, device: str, dtype: str | None = None) -> LanguageM
 
 def snapshot_of(source: str | Path) -> str:
     """Digest of the weights of a model by local folder or hub id, without loading it. Raises ModelError."""
-    return weights_digest(_folder(source))
+    return weights_digest(folder_of(source))
 
 
-def _folder(source: str | Path) -> Path:
+def folder_of(source: str | Path) -> Path:
     """Where a model's files lie; those of a hub id are fetched if they are not there."""
     local = Path(source)
     if not (isinstance(source, Path) or local.exists() or str(source).startswith((".", "/"))):
@@ -192,14 +218,17 @@ def _download(hub_id: str) -> Path:
 
 
 def decoder_shape(model: Any) -> DecoderShape:
-    """Sizes of a decoder for the FLOP formulas. A tied embedding counts once, as the output head that it is."""
+    """Sizes of a decoder for the FLOP formulas, whatever head it has. A tied embedding counts once, as the output head
+    that it is; tables that are only looked up (tokens, learned positions) do not."""
+    import torch
+
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
-    matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
-    if head is None or head.weight is not embedding:
-        matrices -= embedding.numel()
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    if head is not None:
+        looked_up.discard(id(head.weight))
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in looked_up)
     return DecoderShape(matrices, config.num_hidden_layers, config.num_attention_heads * width)
 
 

@@ -47,8 +47,8 @@ def test_a_model_is_a_function_of_its_seed(tmp_path: Path, countdown: Countdown,
 
     torch.manual_seed(99)
     before = torch.random.get_rng_state()
-    same = language.create(TINY, countdown.vocabulary(), 7, tmp_path / "same")
-    other = language.create(TINY, countdown.vocabulary(), 8, tmp_path / "other")
+    same = language.create(TINY, countdown.vocabulary(), (), 7, tmp_path / "same")
+    other = language.create(TINY, countdown.vocabulary(), (), 8, tmp_path / "other")
     assert same == language.load(model_folder, "cpu").snapshot
     assert same != other
     assert torch.equal(before, torch.random.get_rng_state()), "the global generator is left alone"
@@ -56,7 +56,7 @@ def test_a_model_is_a_function_of_its_seed(tmp_path: Path, countdown: Countdown,
 
 
 def test_a_pretrained_base_is_taken_as_it_is(tmp_path: Path, model_folder: Path, countdown: Countdown) -> None:
-    snapshot = language.create(params.Model(base=str(model_folder)), countdown.vocabulary(), 1, tmp_path / "base")
+    snapshot = language.create(params.Model(base=str(model_folder)), countdown.vocabulary(), (), 1, tmp_path / "base")
     assert snapshot == language.load(model_folder, "cpu").snapshot
 
 
