@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from flywheel.problems.domain import Domain
-from flywheel.records import Problem, Status, StopReason
-from flywheel.rewards.reward import Judgement
+from flywheel.records import Problem
+from flywheel.rewards import form
+from flywheel.rewards.reward import Answer, Judgement, NoSteps
 
 
-class Exact:
+class Exact(NoSteps):
     """Judges by `Domain.check`. An answer that was cut off is no answer, whatever its first part says."""
 
     name = "exact"
+    verifies = True
+    votes = False
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
         self.needs_reference = domain.needs_reference
 
-    def judge(self, problem: Problem, output: str, stop_reason: StopReason) -> Judgement:
-        if stop_reason == "length":
-            return Judgement(0.0, "truncated", None)
-        verdict = self._domain.check(problem, output)
-        status: Status = "judged" if verdict.answer is not None else "malformed"
-        return Judgement(1.0 if verdict.right else 0.0, status, verdict.answer)
+    def judge(
+        self, groups: Sequence[tuple[Problem, Sequence[Answer]]], should_stop: Callable[[], None] = lambda: None
+    ) -> list[list[Judgement]]:
+        judged = []
+        for problem, answers in groups:
+            should_stop()
+            judged.append([self._one(problem, answer) for answer in answers])
+        return judged
+
+    def _one(self, problem: Problem, answer: Answer) -> Judgement:
+        missing = form.no_answer(answer)
+        if missing is not None:
+            return missing
+        verdict = self._domain.check(problem, answer.output)
+        if verdict.unsure:
+            return Judgement(None, verdict.unsure, verdict.answer, reason=verdict.reason)
+        return form.malformed(verdict) or Judgement(1.0 if verdict.right else 0.0, "judged", verdict.answer)

@@ -14,6 +14,7 @@ from flywheel.problems.countdown_grammar import Expression, canonical, combine
 from flywheel.problems.domain import Verdict
 from flywheel.records import Problem
 from flywheel.rewards.exact import Exact
+from flywheel.rewards.reward import Answer
 
 DOMAIN = Countdown(3, 1, 16, 100, (0.6, 0.12, 0.28))
 
@@ -113,12 +114,18 @@ def test_a_well_formed_wrong_answer_keeps_its_form() -> None:
 def test_a_truncated_attempt_is_no_answer() -> None:
     """Even where what was written so far would be right."""
     exact, task = Exact(DOMAIN), problem([3, 5, 8], 19)
-    cut = exact.judge(task, "8 * 3 = 24\n24 - 5 = 19", "length")
+    right = "8 * 3 = 24\n24 - 5 = 19"
+    attempts = [
+        Answer(right, "length", ()),
+        Answer(right, "eos", ()),
+        Answer("8 *", "eos", ()),
+        Answer("", "failed", ()),
+    ]
+    ((cut, whole, broken, lost),) = exact.judge([(task, attempts)])
     assert (cut.reward, cut.status, cut.answer) == (0.0, "truncated", None)
-    whole = exact.judge(task, "8 * 3 = 24\n24 - 5 = 19", "eos")
     assert (whole.reward, whole.status) == (1.0, "judged")
-    broken = exact.judge(task, "8 *", "eos")
     assert (broken.reward, broken.status, broken.answer) == (0.0, "malformed", None)
+    assert (lost.reward, lost.status) == (None, "failed")
 
 
 @settings(max_examples=300, deadline=None)
