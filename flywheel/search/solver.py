@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from flywheel.records import Attempt, Problem, attempt_id
-from flywheel.rewards.reward import Reward
-from flywheel.search.protocols import Run, Text
+from flywheel.rewards.reward import Answer, Reward
+from flywheel.search import unit
+from flywheel.search.protocols import Run, Text, never_stop
 
 NAME = "solver"
 
@@ -18,12 +19,10 @@ class Solver(Text, Protocol):
     def solutions(self, problem: Problem, count: int) -> list[str]: ...
 
 
-class Encoder(Protocol):
-    """How answers become token ids."""
+class Encoder(unit.Encoder, Protocol):
+    """How questions and answers become token ids."""
 
     tokenizer_id: str
-
-    def encode_prompt(self, text: str) -> list[int]: ...
 
     def encode_answer(self, text: str) -> list[int]: ...
 
@@ -37,13 +36,19 @@ def search(
     run: Run,
     *,
     count: int,
+    should_stop: Callable[[], None] = never_stop,
 ) -> list[Attempt]:
-    """Up to `count` different solutions a problem, judged like any attempt. A solver's work is counted as no FLOPs."""
-    found = []
+    """Up to `count` different solutions a problem, judged by the reward like any attempt; step rewards are left out,
+    whatever the reward gives. A solver's work is counted as no FLOPs."""
+    groups = []
     for problem in problems:
-        prompt = solver.prompt(problem)
-        for index, output in enumerate(solver.solutions(problem, count)):
-            judgement = reward.judge(problem, output, "finished")
+        should_stop()
+        outputs = solver.solutions(problem, count)
+        groups.append((problem, [Answer(output, "finished", tuple(solver.steps(output))) for output in outputs]))
+    found = []
+    for (problem, answers), judgements in zip(groups, reward.judge(groups, should_stop), strict=True):
+        asked = unit.ask(problem, solver, encoder)
+        for index, (answer, judgement) in enumerate(zip(answers, judgements, strict=True)):
             found.append(
                 Attempt(
                     attempt_id=attempt_id(problem.problem_id, run.generation, snapshot, NAME, {}, run.seed, index),
@@ -54,12 +59,12 @@ def search(
                     search_params={},
                     seed=run.seed,
                     index=index,
-                    prompt=prompt,
-                    prompt_ids=tuple(encoder.encode_prompt(prompt)),
-                    output=output,
-                    token_ids=tuple(encoder.encode_answer(output)),
+                    prompt=asked.prompt,
+                    prompt_ids=asked.prompt_ids,
+                    output=answer.output,
+                    token_ids=tuple(encoder.encode_answer(answer.output)),
                     tokenizer=encoder.tokenizer_id,
-                    steps=tuple(solver.steps(output)),
+                    steps=answer.steps,
                     stop_reason="finished",
                     status=judgement.status,
                     answer=judgement.answer,
