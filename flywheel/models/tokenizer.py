@@ -1,12 +1,15 @@
-"""A word-level tokenizer for models trained from scratch: a word is a token, so is a newline; text round-trips.
+"""Tokenizers for models trained from scratch. Saved as an ordinary `tokenizer.json`, they load with `AutoTokenizer`.
 
-Words are what single spaces separate. Saved as an ordinary `tokenizer.json`, it loads with `AutoTokenizer` anywhere.
+Word level, for a domain that knows its words: what single spaces separate is a token, so is a newline. Byte pairs, for
+any text: learned from a corpus (Sennrich et al. 2016; on bytes, Radford et al. 2019). Both give text back as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from flywheel.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,4 +41,40 @@ def word_level(words: Iterable[str]) -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
         padding_side="left",
+    )
+
+
+def byte_pair(corpus: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of at most `size` tokens, the same for the same corpus; fewer where the corpus is small.
+
+    A digit is a token of its own: numbers that are cut up by how frequent they are make arithmetic a matter of
+    spelling. So is a single newline, the usual end of a step. Raises ConfigError for a size that does not hold all
+    bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = [PAD, END]
+    if size < len(alphabet) + len(special):
+        raise ConfigError(
+            [f"model.vocabulary: got {size}, expected at least {len(alphabet) + len(special)}, one token for each byte"]
+        )
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, min_frequency=2, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        # A problem that quotes `</s>` has not ended.
+        split_special_tokens=True,
     )

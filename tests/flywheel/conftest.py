@@ -33,7 +33,7 @@ def countdown() -> Countdown:
 def model_folder(tmp_path_factory: pytest.TempPathFactory, countdown: Countdown) -> Path:
     """A Llama from scratch with random weights. Never change it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    language.create(TINY, countdown.vocabulary(), 7, folder)
+    language.create(TINY, countdown.vocabulary(), (), 7, folder)
     return folder
 
 

@@ -22,13 +22,22 @@ SECTIONS = [
     params.Problems(),
     params.Problems(numbers=2, largest=9, largest_target=40),
     params.Problems(numbers=4, largest=6, largest_target=30),
+    params.Problems(domain="file", path="package:gsm8k/test.jsonl.gz", prompt_column="question"),
+    params.Problems(
+        domain="file", path="package:gsm8k/test.jsonl.gz", prompt_column="question", extractor="last_number", chat=True
+    ),
 ]
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: f"{section.domain}-{section.numbers}")
+@pytest.mark.parametrize(
+    "section", SECTIONS, ids=lambda section: f"{section.domain}-{section.numbers}-{section.extractor}"
+)
 def test_a_domain_keeps_its_contract(section: params.Problems) -> None:
     domain = domains.load(section)
-    words = set(domain.vocabulary())
+    vocabulary = domain.vocabulary()
+    words = None if vocabulary is None else set(vocabulary)
+    corpus = set(domain.corpus())
+    assert (words is None) == bool(corpus), "a tokenizer is made from the one or the other"
     groups: dict[str, set[str]] = {}
     for split in SPLITS:
         problems = domain.problems(split, 12)
@@ -45,9 +54,19 @@ def test_a_domain_keeps_its_contract(section: params.Problems) -> None:
             verdicts = [domain.check(problem, solution) for solution in solutions]
             assert all(verdict.right for verdict in verdicts)
             assert len({verdict.answer for verdict in verdicts}) == len(solutions)
-            assert "\n".join(domain.steps(solutions[0])) == solutions[0]
-            text = domain.prompt(problem) + solutions[0]
-            assert set(text.replace("\n", " \n ").split(" ")) - {""} <= words
+            assert domain.step_end.join(domain.steps(solutions[0])).split() == solutions[0].split()
+            contents = [domain.content(text, str(v.answer)) for text, v in zip(solutions, verdicts, strict=True)]
+            assert len(set(contents)) == len(solutions)
+            assert domain.content(solutions[0] + "\n", str(verdicts[0].answer)) == contents[0]
+            assert (domain.prompt(problem) in corpus) == (split == "train" and words is None)
+            for message in domain.messages(problem) or []:
+                assert message.keys() == {"role", "content"}
+            if words is not None:
+                text = domain.prompt(problem) + solutions[0]
+                assert set(text.replace("\n", " \n ").split(" ")) - {""} <= words
+            for nothing in ("", " ", "\n"):
+                verdict = domain.check(problem, nothing)
+                assert (verdict.right, verdict.answer, verdict.unsure) == (False, None, None)
             if not domain.needs_reference:
                 blind = Problem(*[getattr(problem, name) for name in Problem.__slots__[:-1]])
                 assert blind.reference is None
