@@ -7,7 +7,8 @@ gigabytes of Python objects.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,20 @@ class Examples:
         self._weights = np.array(weights, dtype=np.float32)
         self.lengths: npt.NDArray[np.int64] = np.diff(self._starts)
 
+    def save(self, file: Path) -> None:
+        """Write them to an .npz file, from which `load` reads them in another process."""
+        np.savez(file, ids=self._ids, starts=self._starts, prompts=self._prompts, weights=self._weights)
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """What `save` wrote."""
+        examples = cls([])
+        with np.load(file, allow_pickle=False) as arrays:
+            examples._ids, examples._starts = arrays["ids"], arrays["starts"]
+            examples._prompts, examples._weights = arrays["prompts"], arrays["weights"]
+        examples.lengths = np.diff(examples._starts)
+        return examples
+
     def __len__(self) -> int:
         return len(self._prompts)
 
@@ -43,16 +58,37 @@ class Examples:
         return {"ids": ids, "prompt": int(self._prompts[index]), "weight": float(self._weights[index])}
 
 
+class WithBlanks:
+    """Examples and, past their end, blanks that teach nothing (weight 0).
+
+    Blanks fill up an epoch's last batch where batches are shared by several processes: each then has as many steps as
+    the others, and no example is learned twice.
+    """
+
+    def __init__(self, examples: Examples, count: int) -> None:
+        self.count = count
+        self._examples = examples
+        self._blank = examples[int(np.argmin(examples.lengths))] | {"weight": 0.0}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._examples[index] if index < len(self._examples) else self._blank
+
+
 class EpochOrder:
     """The order of examples in each epoch: a permutation that is a function of the seed and the epoch alone.
 
     The data loader calls `set_epoch`; a resumed run therefore sees the very batches that the killed one would have.
+    Up to `padded_count` numbers follow past the examples' end, those of `WithBlanks`.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, padded_count: int | None = None) -> None:
         self.count = count
         self.seed = seed
         self.epoch = 0
+        self.padded_count = count if padded_count is None else padded_count
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -61,10 +97,10 @@ class EpochOrder:
         return generator(self.seed, "epoch", epoch).permutation(self.count)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
+        return iter([*self.order(self.epoch).tolist(), *range(self.count, self.padded_count)])
 
     def __len__(self) -> int:
-        return self.count
+        return self.padded_count
 
 
 def collate(rows: list[dict[str, Any]], fill: int) -> dict[str, Any]:
@@ -89,10 +125,25 @@ def collate(rows: list[dict[str, Any]], fill: int) -> dict[str, Any]:
 
 
 def training_flops(
-    lengths: npt.NDArray[np.int64], order: EpochOrder, epochs: float, batch_size: int, shape: DecoderShape
+    lengths: npt.NDArray[np.int64],
+    order: EpochOrder,
+    epochs: float,
+    batch_size: int,
+    shape: DecoderShape,
+    frozen_parameters: int = 0,
 ) -> tuple[float, float, int]:
-    """(useful, padding, tokens) of so many epochs in this order; a last part epoch counts its batches."""
-    price = {int(length): shape.training_sequence(int(length)) for length in np.unique(lengths)}
+    """(useful, padding, tokens) of so many epochs in this order; a last part epoch counts its batches.
+
+    `lengths` has shape (examples,) or, where an example is several sequences of one batch, (examples, sequences).
+    `frozen_parameters` are those of the shape's matrices that are not learned. Backward multiplies each matrix twice
+    (Kaplan et al. 2020, section 2.1): by its output's gradient for the input's, and that with the input for its own. A
+    frozen one needs the former only, 2 FLOPs a parameter and token less. Known error: below the lowest matrix that is
+    learned nothing at all is propagated, which is not taken off.
+    """
+    price = {
+        int(length): shape.training_sequence(int(length)) - 2.0 * frozen_parameters * int(length)
+        for length in np.unique(lengths)
+    }
     useful = executed = 0.0
     tokens = 0
     steps_left = round(epochs * -(-len(lengths) // batch_size))
@@ -103,8 +154,8 @@ def training_flops(
             if steps_left == 0:
                 break
             batch = ordered[start : start + batch_size]
-            useful += sum(price[int(length)] for length in batch)
-            executed += len(batch) * price[int(batch.max())]
+            useful += sum(price[int(length)] for length in batch.ravel())
+            executed += batch.size * price[int(batch.max())]
             tokens += int(batch.sum())
             steps_left -= 1
         epoch += 1

@@ -251,6 +251,12 @@ def test_progress_and_cost(teach: Teach, model_folder: Path) -> None:
     assert weights_digest(model_folder) == model.snapshot, "the model that was started from is left alone"
 
 
+def test_training_leaves_the_config_alone(teach: Teach, tiny: LanguageModel) -> None:
+    """Trainer switches the cache off in the config; a student saved so would generate without one elsewhere."""
+    _, _, model = teach("work", False)
+    assert model.model.config.to_dict() == tiny.model.config.to_dict()
+
+
 def test_nothing_to_learn_is_an_error(tiny: LanguageModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one example"):
         supervised.train(
