@@ -14,6 +14,7 @@ _DISTINCT_LOSS = 0.25
 _ENTROPY_LOSS = 0.5
 _LENGTH_DRIFT = 0.5
 _PASS_LOSS = 0.02
+_OVERRATED_GAIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Health:
     """Share of samples cut off."""
     malformed: float
     """Share of samples that ended without a well-formed answer."""
+    overrated: float
+    """Share of samples that the reward lets pass and an exact check calls wrong: what a student may learn to please."""
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -48,10 +51,12 @@ class HealthTally:
     answers: int = 0
     truncated: int = 0
     malformed: int = 0
+    overrated: int = 0
     log_probability: float = 0.0
 
-    def add(self, attempts: Sequence[Attempt], right: Sequence[bool]) -> None:
-        """Count one problem's attempts."""
+    def add(self, attempts: Sequence[Attempt], right: Sequence[bool | None], threshold: float) -> None:
+        """Count one problem's attempts; rewards from `threshold` on pass. What an exact check could not decide is None,
+        neither right nor overrated."""
         self.problems += 1
         self.samples += len(attempts)
         self.tokens += sum(attempt.tokens for attempt in attempts)
@@ -59,6 +64,10 @@ class HealthTally:
         self.answers += len({attempt.answer for attempt in attempts if attempt.answer is not None})
         self.truncated += sum(attempt.status == "truncated" for attempt in attempts)
         self.malformed += sum(attempt.status == "malformed" for attempt in attempts)
+        self.overrated += sum(
+            (attempt.reward or 0.0) >= threshold and good is False
+            for attempt, good in zip(attempts, right, strict=True)
+        )
         self.log_probability += sum(attempt.log_probability or 0.0 for attempt in attempts)
 
     def health(self) -> Health:
@@ -69,6 +78,7 @@ class HealthTally:
             length=self.tokens / max(1, self.samples),
             truncated=self.truncated / max(1, self.samples),
             malformed=self.malformed / max(1, self.samples),
+            overrated=self.overrated / max(1, self.samples),
         )
 
 
@@ -97,4 +107,10 @@ def alarms(
         found.append(f"entropy a token fell from {before['entropy']:.3f} to {now['entropy']:.3f} nats")
     if abs(now["length"] - before["length"]) > _LENGTH_DRIFT * before["length"]:
         found.append(f"answer length moved from {before['length']:.1f} to {now['length']:.1f} tokens")
+    # Missing where it was measured by another reward, or by an earlier version.
+    if now["overrated"] - before.get("overrated", 1.0) > _OVERRATED_GAIN:
+        found.append(
+            f"wrong answers that the reward lets pass rose from {before['overrated']:.1%} to {now['overrated']:.1%} of "
+            "samples: the student learns to please the reward"
+        )
     return found

@@ -9,7 +9,7 @@ import pytest
 from flywheel.evaluation.collapse import HealthTally, alarms
 from tests.flywheel.test_metrics import BLANK
 
-BEFORE = {"distinct_solutions": 4.0, "entropy": 0.8, "length": 10.0}
+BEFORE = {"distinct_solutions": 4.0, "entropy": 0.8, "length": 10.0, "overrated": 0.05}
 ACCURACY = {"greedy": 0.5, "pass@16": 0.9}
 
 
@@ -18,17 +18,17 @@ def test_health_of_two_problems() -> None:
     first = [
         replace(BLANK, answer="a", tokens=4, log_probability=-1.0),
         replace(BLANK, answer="a", tokens=4, log_probability=-1.0),
-        replace(BLANK, answer="b", tokens=4, log_probability=-2.0),
+        replace(BLANK, answer="b", reward=0.5, tokens=4, log_probability=-2.0),
         replace(BLANK, answer=None, status="malformed", tokens=2, log_probability=-3.0),
     ]
-    tally.add(first, [True, True, False, False])
+    tally.add(first, [True, True, False, False], 0.5)
     second = [
         replace(BLANK, answer="c", tokens=3, log_probability=-0.5),
         replace(BLANK, answer="d", tokens=3, log_probability=-0.5),
         replace(BLANK, answer=None, status="truncated", stop_reason="length", tokens=8, log_probability=-4.0),
         replace(BLANK, answer=None, status="truncated", stop_reason="length", tokens=8, log_probability=-4.0),
     ]
-    tally.add(second, [True, True, False, False])
+    tally.add(second, [True, True, False, False], 0.5)
     assert tally.health().as_dict() == pytest.approx(
         {
             "distinct_solutions": (1 + 2) / 2,
@@ -37,6 +37,7 @@ def test_health_of_two_problems() -> None:
             "length": 36 / 8,
             "truncated": 2 / 8,
             "malformed": 1 / 8,
+            "overrated": 1 / 8,
         }
     )
 
@@ -46,7 +47,7 @@ def test_no_champion_no_alarm() -> None:
 
 
 def test_small_changes_are_no_alarm() -> None:
-    now = {"distinct_solutions": 3.1, "entropy": 0.41, "length": 14.9}
+    now = {"distinct_solutions": 3.1, "entropy": 0.41, "length": 14.9, "overrated": 0.14}
     assert alarms(now, BEFORE, {"greedy": 0.6, "pass@16": 0.89}, ACCURACY, 16) == []
     assert alarms(BEFORE, BEFORE, {"greedy": 0.4, "pass@16": 0.5}, ACCURACY, 16) == [], "worse, but not collapsed"
 
@@ -59,6 +60,7 @@ def test_small_changes_are_no_alarm() -> None:
         ({"entropy": 0.3}, ACCURACY, "entropy a token fell from 0.800 to 0.300 nats"),
         ({"length": 16.0}, ACCURACY, "answer length moved from 10.0 to 16.0 tokens"),
         ({"length": 4.0}, ACCURACY, "answer length moved from 10.0 to 4.0 tokens"),
+        ({"overrated": 0.2}, ACCURACY, "wrong answers that the reward lets pass rose from 5.0% to 20.0% of samples"),
     ],
 )
 def test_each_alarm(now: dict[str, float], accuracy: dict[str, float], says: str) -> None:

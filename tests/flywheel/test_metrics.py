@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from flywheel.evaluation import metrics
-from flywheel.evaluation.metrics import best_of, metric_key, outcomes, pass_at_k
+from flywheel.evaluation.metrics import best_of, metric_key, outcomes, pass_at_k, weighted
 from flywheel.records import Attempt
 from flywheel.rewards.vote import majority
 
@@ -65,35 +65,66 @@ def test_outcomes_of_one_problem_by_hand() -> None:
     attempts = [replace(BLANK, index=i, answer=answer, reward=reward) for i, (answer, reward, _) in enumerate(given)]
     right = [good for _, _, good in given]
     greedy = replace(BLANK, reward=1.0, flops_policy=7.0)
-    rows = outcomes("p", "g", greedy, attempts, right, (1, 2, 4, 5), 100.0, needs_reference=False)
+    rows = outcomes("p", "g", greedy, attempts, right, (1, 2, 4, 5), 100.0, metrics.Kind())
     found = {(row.metric, row.budget): (row.value, row.flops) for row in rows}
+    sampling = {1: 110.0, 2: 120.0, 4: 140.0, 5: 150.0}
+    assert found.pop(("greedy", 1)) == (1.0, 107.0)
+    assert found.pop(("right", 5)) == (2.0, 150.0)
+    # Votes and pass rates look at no reward, so that judging is no part of their price.
     assert found == {
-        ("greedy", 1): (1.0, 107.0),
-        ("right", 5): (2.0, 155.0),
-        ("pass", 1): (pytest.approx(2 / 5), 111.0),
-        ("best", 1): (0.0, 111.0),
-        ("majority", 1): (0.0, 111.0),
-        ("pass", 2): (pytest.approx(1 - 3 / 10), 122.0),
-        ("best", 2): (1.0, 122.0),
-        ("majority", 2): (0.0, 122.0),
-        ("pass", 4): (pytest.approx(1.0), 144.0),
-        ("best", 4): (0.0, 144.0),
-        ("majority", 4): (0.0, 144.0),
-        ("pass", 5): (1.0, 155.0),
-        ("best", 5): (0.0, 155.0),
-        ("majority", 5): (0.0, 155.0),
+        ("pass", 1): (pytest.approx(2 / 5), sampling[1]),
+        ("best", 1): (0.0, sampling[1] + 1),
+        ("majority", 1): (0.0, sampling[1]),
+        ("pass", 2): (pytest.approx(1 - 3 / 10), sampling[2]),
+        ("best", 2): (1.0, sampling[2] + 2),
+        ("majority", 2): (0.0, sampling[2]),
+        ("pass", 4): (pytest.approx(1.0), sampling[4]),
+        ("best", 4): (0.0, sampling[4] + 4),
+        ("majority", 4): (0.0, sampling[4]),
+        ("pass", 5): (1.0, sampling[5]),
+        ("best", 5): (0.0, sampling[5] + 5),
+        ("majority", 5): (0.0, sampling[5]),
     }
     assert {(row.problem_id, row.group) for row in rows} == {("p", "g")}
 
 
+def test_weighted_is_the_group_of_the_highest_sum() -> None:
+    assert weighted(["x", "y", "x"], [0.3, 0.5, 0.3]) == 0, "0.6 of x against 0.5 of y"
+    assert weighted(["y", "x", "x"], [0.5, 0.2, 0.2]) == 0
+    assert weighted(["x", "y"], [0.5, 0.5]) == 0, "ties go to the group seen first"
+    assert weighted([None, "y", "y"], [9.0, 0.1, None]) == 1, "no answer and no reward do not count"
+    assert weighted(["x", "x", "y"], [None, 0.4, 0.3]) == 1, "one with a reward stands for the group"
+    assert weighted([None], [1.0]) is None
+
+
+def test_weighted_can_disagree_with_naive_and_with_the_vote() -> None:
+    given = [
+        ("x", 0.9, False),
+        ("y", 0.6, True),
+        ("y", 0.6, True),
+        ("z", 0.1, False),
+        ("z", 0.1, False),
+        ("z", 0.1, False),
+    ]
+    attempts = [replace(BLANK, index=i, answer=answer, reward=reward) for i, (answer, reward, _) in enumerate(given)]
+    rows = outcomes("p", "g", BLANK, attempts, [r for *_, r in given], (6,), 0.0, metrics.Kind(graded=True))
+    found = {row.metric: row.value for row in rows}
+    assert (found["best"], found["weighted"], found["majority"]) == (0.0, 1.0, 0.0)
+
+
+def test_a_vote_has_no_best() -> None:
+    rows = outcomes("p", "g", BLANK, [BLANK], [False], (1,), 0.0, metrics.Kind(votes=True))
+    assert {row.metric for row in rows} == {"greedy", "right", "pass", "majority"}
+
+
 def test_a_reward_that_needs_the_reference_is_an_oracle() -> None:
-    rows = outcomes("p", "g", BLANK, [BLANK], [False], (1,), 0.0, needs_reference=True)
+    rows = outcomes("p", "g", BLANK, [BLANK], [False], (1,), 0.0, metrics.Kind(needs_reference=True))
     assert {row.metric for row in rows} == {"greedy", "right", "pass", "oracle", "majority"}
 
 
 def test_budgets_beyond_the_samples_are_an_error() -> None:
     with pytest.raises(ValueError, match="pass@2 needs at least 2 samples, got 1"):
-        outcomes("p", "g", BLANK, [BLANK], [False], (2,), 0.0, needs_reference=False)
+        outcomes("p", "g", BLANK, [BLANK], [False], (2,), 0.0, metrics.Kind())
 
 
 def test_keys() -> None:
