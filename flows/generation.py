@@ -1,4 +1,4 @@
-"""One generation: generate -> filter -> train -> evaluate -> publish, as a Prefect flow.
+"""One generation: generate -> filter -> train -> (supervise) -> evaluate -> publish, as a Prefect flow.
 
 Every stage is idempotent under its fingerprint, so the same flow starts a generation and goes on with one that was cut
 off. The caller holds the registry's lock.
@@ -19,17 +19,21 @@ from flows import display, stages, stop
 from flows.progress import Step, Tracker
 from flywheel import __version__
 from flywheel import params as parameters
-from flywheel.models import language
 from storage import history, ledger, prepare, publish, tracking
 from storage.layout import Layout, tag_name
 from storage.registry import Registry
 from storage.tables import replace_text
-from tasks import generate, train
+from tasks import generate, models, train
 from tasks.stage import Report, sources_digest
 
-WORK = ("generate", "train", "evaluate")
+WORK = ("generate", "train", "supervise", "evaluate")
 """Stages that are the point; the time of all else is overhead."""
-SHARDED = ("generate", "evaluate")
+_RUN = {
+    "generate": stages.run_sharded,
+    "supervise": stages.run_sharded_then_whole,
+    "evaluate": stages.run_sharded,
+}
+"""How stages are run that are cut into shards."""
 
 
 @flow(name="generation", flow_run_name="{name}", validate_parameters=False)
@@ -42,18 +46,19 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
     opened = Registry.open(Path(registry))
     layout, tracker = opened.layout, Tracker(opened.layout)
     wanted = parameters.parse(recipe)
+    generate.check(wanted)
     params = prepare.begin(
         opened,
         wanted,
         make_base=lambda folder: train.make_base(wanted, folder),
-        external_teacher=lambda source: (language.snapshot_of(source), True),
+        external_teacher=lambda source: models.identify_teacher(wanted),
         solver_snapshot=generate.solver_snapshot(wanted),
     )
     reports, worked = {}, {}
-    for stage in ("problems", "generate", "filter", "train", "evaluate"):
+    supervise = ("supervise",) if params.supervise.enabled else ()
+    for stage in ("problems", "generate", "filter", "train", *supervise, "evaluate"):
         began = time.monotonic()
-        run_stage = stages.run_sharded if stage in SHARDED else stages.run_whole
-        reports[stage] = run_stage(stage, layout, params, tracker)
+        reports[stage] = _RUN.get(stage, stages.run_whole)(stage, layout, params, tracker)
         if stage in WORK:
             worked[stage] = time.monotonic() - began
     stop.check()

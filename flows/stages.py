@@ -6,6 +6,7 @@ What is cached is decided by each stage's fingerprint (`tasks.stage`), not by Pr
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import threading
@@ -60,7 +61,10 @@ def one_shard(stage: str, root: str, shard: int, shards: int, tell: Any) -> Repo
 def one_shard_apart(stage: str, root: str, shard: int, shards: int, tell: Any) -> None:
     """One shard in a process of its own, which a stop request can end at any moment: finished units stay."""
     command = [sys.executable, "-P", "-m", f"tasks.{stage}", "--shard", f"{shard}/{shards}"]
-    child = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    # A user's reward function is found from where the user is.
+    paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    child = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, env=environment)
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(child.stderr or []), daemon=True)
     reader.start()
@@ -94,6 +98,17 @@ def run_whole(stage: str, layout: Layout, params: Params, tracker: Tracker) -> R
 
 def run_sharded(stage: str, layout: Layout, params: Params, tracker: Tracker) -> Report:
     """Run a stage's shards, one at a time or several at once, then join them."""
+    _run_shards(stage, layout, params, tracker)
+    return _account(layout, tracker, importlib.import_module(f"tasks.{stage}").finish(params, layout))
+
+
+def run_sharded_then_whole(stage: str, layout: Layout, params: Params, tracker: Tracker) -> Report:
+    """Run the shards of a stage, then the stage, which finds them done and goes on from there: work that is not cut."""
+    _run_shards(stage, layout, params, tracker)
+    return run_whole(stage, layout, params, tracker)
+
+
+def _run_shards(stage: str, layout: Layout, params: Params, tracker: Tracker) -> None:
     execution = params.execution
     shards = execution.shards
     tracker.step(Step(params.generation, stage))
@@ -126,8 +141,6 @@ def run_sharded(stage: str, layout: Layout, params: Params, tracker: Tracker) ->
             wait(futures)
             for future in futures:
                 future.result()
-    module = importlib.import_module(f"tasks.{stage}")
-    return _account(layout, tracker, module.finish(params, layout))
 
 
 def _account(layout: Layout, tracker: Tracker, report: Report) -> Report:

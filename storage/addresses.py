@@ -1,6 +1,7 @@
 """Addresses: what a user calls a generation, its labels, one label, its student, or any model.
 
     gen/7   gen/0007   gen/7/labels   gen/7/labels#<label_id>   gen/7/student   gen/7/evaluations   model/<digest>
+    gen/7/step_labels   gen/7/reward_model   (with process supervision)
 
 A unique prefix of a digest will do. `parse` looks at the text only, `resolve` at a registry.
 """
@@ -17,11 +18,18 @@ from flywheel.params import folder_name
 if TYPE_CHECKING:
     from storage.registry import Registry
 
-Kind = Literal["generation", "labels", "label", "student", "evaluations", "model"]
+Part = Literal["labels", "student", "step_labels", "reward_model", "evaluations"]
+Kind = Literal["generation", "label", "model"] | Part
 
-_GENERATION = re.compile(r"gen/([0-9]{1,9})(?:/(labels|student|evaluations))?(?:#([0-9a-fA-F]{1,64}))?")
+_PARTS: tuple[Part, ...] = ("labels", "student", "step_labels", "reward_model", "evaluations")
+_GENERATION = re.compile(rf"gen/([0-9]{{1,9}})(?:/({'|'.join(_PARTS)}))?(?:#([0-9a-fA-F]{{1,64}}))?")
 _MODEL = re.compile(r"model/([A-Za-z0-9_.:-]{1,200})")
-_FORMS = "gen/7, gen/7/labels, gen/7/labels#<label id>, gen/7/student, gen/7/evaluations or model/<digest>"
+_FORMS = (
+    "gen/7, gen/7/labels, gen/7/labels#<label id>, gen/7/student, gen/7/step_labels, gen/7/reward_model, "
+    "gen/7/evaluations or model/<digest>"
+)
+_MADE: tuple[Part, ...] = ("student", "reward_model")
+"""What a generation makes that is a model."""
 _SHOWN = 10
 """Candidates a message lists."""
 
@@ -52,7 +60,7 @@ def parse(text: str) -> Address:
     generation, part, label = int(match[1]), match[2], match[3]
     if label:
         return Address("label", generation, label.lower())
-    kinds: dict[str | None, Kind] = {"labels": "labels", "student": "student", "evaluations": "evaluations"}
+    kinds: dict[str | None, Kind] = {name: name for name in _PARTS}
     return Address(kinds.get(part, "generation"), generation)
 
 
@@ -79,22 +87,37 @@ def resolve(registry: Registry, address: Address | str) -> Address:
     if address.kind == "student":
         return replace(address, digest=row["student"])
     assert address.generation is not None
-    outputs = published_many(registry, [address.generation])[address.generation]["outputs"]
-    name = f"labels/{folder_name(address.generation)}" if address.kind == "labels" else "evaluations"
-    return replace(address, digest=outputs[name])
+    lineage = published_many(registry, [address.generation])[address.generation]
+    if address.kind in {"step_labels", "reward_model"} and "reward_model" not in lineage:
+        raise InputError(
+            f"got {address}, but gen/{address.generation} was made without process supervision (supervise.enabled)"
+        )
+    if address.kind == "reward_model":
+        return replace(address, digest=lineage["reward_model"]["snapshot"])
+    names = {"labels": f"labels/{folder_name(address.generation)}", "step_labels": "supervision"}
+    return replace(address, digest=lineage["outputs"][names.get(address.kind, "evaluations")])
 
 
 def models(published: dict[int, dict[str, Any]]) -> dict[str, int | None]:
     """Every model that generations made or used: snapshot -> the first generation that made it, None if none did."""
-    made = {
-        lineage["student"]["snapshot"]: generation for generation, lineage in sorted(published.items(), reverse=True)
-    }
+    makers: dict[str, int | None] = {snapshot: generation for snapshot, (generation, _) in made(published).items()}
     known: dict[str, int | None] = {}
     for lineage in published.values():
-        for snapshot in (lineage["student"]["initialised_from"], lineage["teacher"]["snapshot"]):
+        bases = [lineage[part]["initialised_from"] for part in _MADE if part in lineage]
+        for snapshot in (*bases, lineage["teacher"]["snapshot"]):
             if snapshot is not None:
-                known[snapshot] = made.get(snapshot)
-    return {**known, **made}
+                known[snapshot] = makers.get(snapshot)
+    return {**known, **makers}
+
+
+def made(published: dict[int, dict[str, Any]]) -> dict[str, tuple[int, Part]]:
+    """Every model that generations made: snapshot -> the first generation that did, and as what."""
+    return {
+        lineage[part]["snapshot"]: (generation, part)
+        for generation, lineage in sorted(published.items(), reverse=True)
+        for part in _MADE
+        if part in lineage
+    }
 
 
 def _model(address: Address, known: dict[str, int | None]) -> Address:

@@ -1,6 +1,6 @@
 """DVC's cache, read as what it is: files named by the MD5 of their bytes, and `.dir` files that list a folder's.
 
-Reads `dvc.lock`, `parent.dvc` and `.dvc/config` as text and imports no DVC, so that history stays quick.
+Reads `dvc.lock`, `parent.dvc`, `judge.dvc` and `.dvc/config` as text and imports no DVC, so that history stays quick.
 """
 
 from __future__ import annotations
@@ -70,14 +70,25 @@ def lock_outputs(text: str) -> dict[str, Output]:
     return {entry["path"]: _output(entry) for entry in sorted(_outs(stages), key=lambda entry: str(entry["path"]))}
 
 
-def parent_output(text: str) -> Output:
-    """The output of a `parent.dvc`."""
-    return _output(_outs([_yaml(text, "parent.dvc")])[0])
+def pointed(text: str, name: str = "parent.dvc") -> Output:
+    """The output of a `parent.dvc` or `judge.dvc`."""
+    return _output(_outs([_yaml(text, name)])[0])
 
 
-def parent_text(output: Output) -> str:
-    """The `parent.dvc` that makes `output`'s files the folder parent/; what `dvc add parent` would write."""
-    return f"outs:\n- md5: {output.md5}\n  size: {output.size}\n  nfiles: {output.files}\n  hash: md5\n  path: parent\n"
+def pointer_text(output: Output, path: str) -> str:
+    """The `<path>.dvc` that makes `output`'s files the folder <path>/; what `dvc add <path>` would write."""
+    return f"outs:\n- md5: {output.md5}\n  size: {output.size}\n  nfiles: {output.files}\n  hash: md5\n  path: {path}\n"
+
+
+def without_stages(text: str, kept: set[str]) -> str:
+    """A `dvc.lock` without entries of stages other than `kept`; as it was where there are none. DVC leaves the entry of
+    a stage that its dvc.yaml no longer has."""
+    values = _yaml(text, "dvc.lock")
+    stages = values.get("stages") or {}
+    if set(stages) <= kept:
+        return text
+    values["stages"] = {name: stage for name, stage in stages.items() if name in kept}
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def tree(registry: Registry, output: Output) -> dict[str, str]:

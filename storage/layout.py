@@ -4,12 +4,15 @@ registry/
 ├── flywheel.json            registry version; marks the folder as ours                  git
 ├── params.yaml dvc.yaml     the recipe of the generation at hand                        git
 ├── dvc.lock parent.dvc      digests of what went in and came out                        git
+├── judge.dvc                the reward model that goes in, where there is one           git
 ├── metrics.json             evaluate's summary                                          git
-├── lineage/                 teacher, champion, window (inputs); 0007.json (published)   git
+├── lineage/                 teacher, champion, window, judge (inputs); 0007.json        git
 ├── ledger/0007.jsonl        what each stage took                                        git
 ├── controls/                results of control runs                                     git
 ├── parent/                  the model the generation starts from                        DVC
+├── judge/                   the reward model it searches with, where there is one       DVC
 ├── problems/ attempts/ labels/0007/ student/ training/ evaluations/                     DVC
+├── supervision/ reward_model/   with process supervision only                           DVC
 └── .flywheel/               lock, state, scratch, servers                               this machine only
 """
 
@@ -23,6 +26,8 @@ from flywheel.params import folder_name
 REGISTRY_VERSION = 1
 TABLE_FOLDERS = ("problems", "attempts", "training", "evaluations")
 OUTPUTS = (*TABLE_FOLDERS, "student", "labels")
+SUPERVISED = ("supervision", "reward_model")
+"""Outputs of generations with process supervision only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Layout:
 
     @property
     def problems(self) -> Path:
-        """Table `problems`."""
+        """Table `problems`; in the folder `excluded` the table of that name."""
         return self.root / "problems"
 
     @property
@@ -63,6 +68,11 @@ class Layout:
         return self.root / "parent"
 
     @property
+    def judge(self) -> Path:
+        """The registry's own reward model that goes into the generation: the newest ancestor's; often absent."""
+        return self.root / "judge"
+
+    @property
     def student(self) -> Path:
         """The generation's model: safetensors, config and tokenizer, loadable by plain transformers."""
         return self.root / "student"
@@ -71,6 +81,17 @@ class Layout:
     def training(self) -> Path:
         """Tables `snapshots` and `trained_on` of this generation, one folder each."""
         return self.root / "training"
+
+    @property
+    def supervision(self) -> Path:
+        """Tables `rollouts`, `step_labels`, `step_label_parents` of this generation, and the reward model's rows of
+        `snapshots` and `trained_on`, one folder each; absent without process supervision."""
+        return self.root / "supervision"
+
+    @property
+    def reward_model(self) -> Path:
+        """The process reward model that this generation trained; absent without process supervision."""
+        return self.root / "reward_model"
 
     @property
     def evaluations(self) -> Path:

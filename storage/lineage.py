@@ -4,9 +4,12 @@
     solver ------------> gen/0/labels -----------^   \\-------(starts)---------------------------^
                                \\---------(window)-----------------------------------------------^
 
-Edges run from cause to effect: a teacher makes labels, labels and the model it starts from make a student, a student
-has evaluations. A label of its own takes its place beside its set; whether a student learned from it is read from the
-table `trained_on`.
+    gen/0/student --(rollouts)--> gen/0/step_labels --> gen/0/reward_model --(judges)--> gen/1/labels
+                                                              \\---(starts)------> gen/1/reward_model
+
+Edges run from cause to effect: a teacher makes labels, a reward model that judges them does too, labels and the model
+it starts from make a student, a student has evaluations. A label of its own takes its place beside its set; whether a
+student learned from it is read from the table `trained_on`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from flywheel.params import folder_name
-from storage.addresses import Address, models, resolve
+from storage.addresses import Address, made, resolve
 
 if TYPE_CHECKING:
     from storage.registry import Registry
@@ -28,7 +31,8 @@ Direction = Literal["up", "down", "both"]
 class Graph:
     """Nodes `{address, kind, digest, generation, ...}` and edges `[from, to]`, oldest generation first.
 
-    Kinds: student, labels, label, evaluations; solver and model for teachers and bases that no generation made.
+    Kinds: student, labels, label, step_labels, reward_model, evaluations; solver and model for teachers and bases that
+    no generation made.
     """
 
     roots: tuple[str, ...]
@@ -44,8 +48,8 @@ class Graph:
 def lineage(registry: Registry, address: Address | str, direction: Direction = "up") -> Graph:
     """What `address` came from (up), what it went into (down), or both; rolled-back generations included.
 
-    `gen/7` stands for its labels, student and evaluations together. Raises InputError for an address that means nothing
-    here or too much.
+    `gen/7` stands for its labels, student, reward model and evaluations together. Raises InputError for an address
+    that means nothing here or too much.
     """
     address = resolve(registry, address)
     nodes, edges = _everything(registry)
@@ -74,15 +78,15 @@ def _everything(registry: Registry) -> tuple[dict[str, dict[str, Any]], dict[tup
     windows = git.read_many(registry.root, [f"{row['tag']}:lineage/window.json" for row in rows])
     nodes: dict[str, dict[str, Any]] = {}
     edges: dict[tuple[str, str], None] = {}
-    made = models(published)
+    makers = made(published)
     for row, window in zip(rows, windows, strict=True):
         generation, facts = row["generation"], published[row["generation"]]
 
         def model(snapshot: str, kind: str, now: int = generation, **more: Any) -> str:
             # Only an older generation can be a cause: a student that training did not change has its cause's digest.
-            maker = made.get(snapshot)
-            if maker is not None and maker < now:
-                return f"gen/{maker}/student"
+            maker, part = makers.get(snapshot, (now, ""))
+            if maker < now:
+                return f"gen/{maker}/{part}"
             name = f"model/{snapshot}"
             nodes.setdefault(name, {"address": name, "kind": kind, "digest": snapshot, "generation": None, **more})
             return name
@@ -119,7 +123,40 @@ def _everything(registry: Registry) -> tuple[dict[str, dict[str, Any]], dict[tup
         edges[source, labels] = None
         edges.update(dict.fromkeys((cause, learner) for cause in [*causes, labels]))
         edges[learner, measured] = None
+        judge, trained = facts.get("judge"), facts.get("reward_model")
+        if judge is not None and judge["judges"]:
+            edges[f"gen/{judge['generation']}/reward_model", labels] = None
+        if trained is not None:
+            taught, reward = f"gen/{generation}/step_labels", f"gen/{generation}/reward_model"
+            nodes[taught] = {
+                "address": taught,
+                "kind": "step_labels",
+                "digest": outputs["supervision"],
+                **common,
+                "rows": facts["tables"]["step_labels"]["rows"],
+            }
+            nodes[reward] = {
+                "address": reward,
+                "kind": "reward_model",
+                "digest": trained["snapshot"],
+                **common,
+                "parameters": trained["parameters"],
+            }
+            edges[learner, taught] = edges[taught, reward] = None
+            if trained["initialised_from"] == student["snapshot"]:
+                edges[learner, reward] = None
+            elif trained["initialised_from"]:
+                edges[model(trained["initialised_from"], "model"), reward] = None
+        if (judging := _evaluates(generation, judge, trained)) is not None:
+            edges[judging, measured] = None
     return nodes, edges
+
+
+def _evaluates(generation: int, judge: dict[str, Any] | None, trained: dict[str, Any] | None) -> str | None:
+    """The registry's own reward model that judged a generation's evaluation, if one did: the newest it had."""
+    if trained is not None:
+        return f"gen/{generation}/reward_model" if trained["judges"] else None
+    return f"gen/{judge['generation']}/reward_model" if judge is not None and judge["judges"] else None
 
 
 def _add_label(
@@ -155,9 +192,11 @@ def _add_label(
 
 def _roots(address: Address, nodes: dict[str, dict[str, Any]]) -> list[str]:
     if address.kind == "generation":
-        return [f"gen/{address.generation}/{part}" for part in ("student", "labels", "evaluations")]
+        parts = ("student", "labels", "evaluations", "reward_model")
+        return [name for part in parts if (name := f"gen/{address.generation}/{part}") in nodes]
     if address.kind == "model" and address.generation is not None:
-        return [f"gen/{address.generation}/student"]
+        names = [f"gen/{address.generation}/{part}" for part in ("student", "reward_model")]
+        return [name for name in names if name in nodes and nodes[name]["digest"] == address.digest]
     assert str(address) in nodes, f"{address} was resolved but is no node"
     return [str(address)]
 
@@ -180,7 +219,9 @@ def mermaid(graph: Graph) -> str:
     names = {node["address"]: f"n{index}" for index, node in enumerate(graph.nodes)}
     lines = ["flowchart LR"]
     for node in graph.nodes:
-        start, end = {"labels": ("[(", ")]"), "evaluations": (">", "]")}.get(node["kind"], ("[", "]"))
+        start, end = {"labels": ("[(", ")]"), "step_labels": ("[(", ")]"), "evaluations": (">", "]")}.get(
+            node["kind"], ("[", "]")
+        )
         text = "<br/>".join(_entities(part) for part in (node["address"], *_details(node)))
         lines.append(f'    {names[node["address"]]}{start}"{text}"{end}')
     lines += [f"    {names[cause]} --> {names[effect]}" for cause, effect in graph.edges]
@@ -244,8 +285,8 @@ def _details(node: dict[str, Any]) -> list[str]:
     details = [node["kind"]] if node["kind"] in {"solver", "model"} else [f"{node['digest'][:12]}"]
     if node["kind"] == "model" and node.get("source"):
         details.append(f"teacher {node['source']}")
-    if node["kind"] == "labels":
-        details.append(f"{node['rows']:,} labels")
+    if node["kind"] in {"labels", "step_labels"}:
+        details.append(f"{node['rows']:,} {'labels' if node['kind'] == 'labels' else 'labelled attempts'}")
     if node.get("verified") is False:
         details.append("not verified")
     if node.get("status") == "abandoned":

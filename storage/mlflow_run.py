@@ -71,13 +71,14 @@ def move_alias(client: Any, snapshot: str) -> bool:
 def _new_run(client: Any, experiment: str, published: dict[str, Any], run: str, tag: str, seconds: float) -> str:
     generation = int(published["generation"])
     started = int((time.time() - seconds) * 1000)
-    tags = {
+    tags: dict[str, str] = {
         "Flywheel-Run": run,
         "Flywheel-Generation": str(generation),
         "Flywheel-Parent": str(published.get("parent")),
         "Flywheel-Tag": tag,
         "promoted": str(bool(published["champion"].get("promoted"))).lower(),
     }
+    tags |= {role: str(published[role]["snapshot"]) for role in ("judge", "reward_model") if role in published}
     made = client.create_run(experiment, start_time=started, tags=tags, run_name=tag_name(generation))
     return str(made.info.run_id)
 

@@ -6,6 +6,7 @@ so that a generation cut off anywhere goes on under its number and its run id.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -18,10 +19,10 @@ import yaml
 from flywheel.errors import ConfigError, FlywheelError, RegistryBusy, RegistryError
 from flywheel.params import Params, dump, folder_name
 from flywheel.records import digest
-from storage import cache, dvc, git, lock
+from storage import cache, dvc, git, judge, lock, recipes
 from storage.history import published, published_many, window
-from storage.layout import tag_name
-from storage.registry import json_text, read_state, write_state
+from storage.layout import SUPERVISED, tag_name
+from storage.registry import SHARED, ignored_lines, json_text, read_state, write_state
 from storage.tables import replace_folder, replace_text
 
 if TYPE_CHECKING:
@@ -51,15 +52,23 @@ def begin(
         _require_same_ground(registry, params)
         # All that can be refused comes before anything is dropped or written.
         documents = {
+            "judge": judge.choose(registry, params),
             "teacher": _teacher(params, before, external_teacher, solver_snapshot),
             "champion": _champion(registry, before),
             "window": _window(registry, params),
+            "tried": _tried(registry, params),
         }
         entry = _decide(registry, params)
+        entry = _place_recipe(registry, entry, params, documents["judge"] is not None)
         _place_parent(registry, entry, before, make_base)
+        judge.place(registry, documents["judge"])
         _write(registry.layout.params, dump(params))
         for name, document in documents.items():
-            _write(registry.layout.lineage / f"{name}.json", json_text(document))
+            path = registry.layout.lineage / f"{name}.json"
+            if document is None:
+                path.unlink(missing_ok=True)
+            else:
+                _write(path, json_text(document))
         return params
 
 
@@ -78,13 +87,15 @@ def _require_same_ground(registry: Registry, params: Params) -> None:
         return
     text = git.read_many(registry.root, [f"{tag_name(params.parent)}:params.yaml"])[0]
     held = yaml.safe_load(text or b"") or {}
-    wanted = params.model_dump(mode="json")
+    wanted, default = params.model_dump(mode="json"), type(params)().model_dump(mode="json")
+    # What an earlier version did not know of was as it is by default.
+    before = {section: {**default[section], **held.get(section, {})} for section in ("problems", "model")}
     changed = [
-        f"{section}.{key}: got {value!r}, but {tag_name(params.parent)} was made with {held[section][key]!r}; "
+        f"{section}.{key}: got {value!r}, but {tag_name(params.parent)} was made with {before[section][key]!r}; "
         "it is fixed for the life of a registry, make another with `flywheel init`"
         for section in ("problems", "model")
         for key, value in wanted[section].items()
-        if key in held.get(section, {}) and held[section][key] != value
+        if before[section][key] != value
     ]
     if changed:
         raise ConfigError(changed, "the recipe")
@@ -104,8 +115,38 @@ def _decide(registry: Registry, params: Params) -> dict[str, Any]:
         return entry
     if registry.layout.work(number).exists():
         shutil.rmtree(registry.layout.work(number))
-    entry = {"generation": number, "parent": parent, "run": uuid.uuid4().hex, "recipe": recipe}
+    # What the recipe before wrote may still lie there.
+    wrote = {"wrote": entry["wrote"]} if entry and "wrote" in entry else {}
+    entry = {"generation": number, "parent": parent, "run": uuid.uuid4().hex, "recipe": recipe, **wrote}
     write_state(registry, unfinished=entry)
+    return entry
+
+
+def _place_recipe(registry: Registry, entry: dict[str, Any], params: Params, judged: bool) -> dict[str, Any]:
+    """Write dvc.yaml anew where process supervision was switched on or off, or a judge came or went; else it stays as
+    it was committed, edits of the user's included. The entry, with what was written noted."""
+    committed = git.read_many(registry.root, ["HEAD:dvc.yaml", "HEAD:.gitignore"])
+    held, ignored = ((text or b"").decode() for text in committed)
+    recipe = recipes.recipe_text(params, judged)
+    if recipes.wiring(held) == recipes.wiring(recipe):
+        recipe = held
+    # A registry made before there was process supervision does not ignore its folders.
+    wanted = [*(SUPERVISED if params.supervise.enabled else ()), *(["judge"] if judged else [])]
+    added = ignored_lines(name for name in wanted if f"/{name}/" not in ignored.splitlines())
+    written = dict(zip(SHARED, (recipe, ignored + added), strict=True))
+    marks = [hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() for text in written.values()]
+    if (recipe, added) != (held, "") or entry.get("wrote"):
+        entry = {**entry, "wrote": sorted({*entry.get("wrote", []), *marks})}
+        write_state(registry, unfinished=entry)
+    for name, text in written.items():
+        _write(registry.root / name, text)
+    recorded = registry.root / "dvc.lock"
+    if recorded.exists():
+        text = recorded.read_text(encoding="utf-8")
+        _write(recorded, cache.without_stages(text, recipes.stages_of(recipe)))
+    if not params.supervise.enabled:
+        for name in SUPERVISED:
+            shutil.rmtree(registry.root / name, ignore_errors=True)
     return entry
 
 
@@ -116,7 +157,7 @@ def _place_parent(
     pointer = registry.root / "parent.dvc"
     if before is None:
         ready = entry.get("base") and pointer.exists()
-        if ready and cache.holds(registry, layout.parent, cache.parent_output(pointer.read_text(encoding="utf-8"))):
+        if ready and cache.holds(registry, layout.parent, cache.pointed(pointer.read_text(encoding="utf-8"))):
             return
         draft = layout.tmp / f"base-{uuid.uuid4().hex[:8]}"
         draft.mkdir(parents=True)
@@ -129,7 +170,7 @@ def _place_parent(
         return
     champion = int(before["champion"]["generation"])
     student = _student(registry, champion)
-    _write(pointer, cache.parent_text(student))
+    _write(pointer, cache.pointer_text(student, "parent"))
     if cache.missing(registry, [student]) and dvc.remote(registry) is not None:
         dvc.run(registry, "fetch", "-q", "parent.dvc")
     if cache.missing(registry, [student]):
@@ -145,14 +186,14 @@ def _gone(what: str) -> str:
     )
 
 
-def _require_files(registry: Registry, files: list[dict[str, Any]]) -> None:
+def _require_files(registry: Registry, files: list[dict[str, Any]], *stages: str) -> None:
     """Fetch older tables of which an object is not in the cache; raise RegistryError if they cannot be had."""
 
     def absent() -> list[str]:
         return [file["path"] for file in files if not cache.cache_path(registry, file["md5"]).exists()]
 
     if absent() and dvc.remote(registry) is not None:
-        dvc.run(registry, "fetch", "-q", "--all-tags", "filter", "evaluate")
+        dvc.run(registry, "fetch", "-q", "--all-tags", *(stages or ("filter", "evaluate")))
     left = absent()
     if left:
         raise RegistryError(_gone(f"{left[0]} ({len(left)} file{'s' if len(left) > 1 else ''} of older generations)"))
@@ -225,6 +266,17 @@ def _window(registry: Registry, params: Params) -> dict[str, Any]:
             {"generation": number, "folder": folder_name(number), "files": files} for number, files in tables.items()
         ]
     }
+
+
+def _tried(registry: Registry, params: Params) -> dict[str, Any]:
+    """Attempts tables of all generations on the line after the seed, where a generation's problems are chosen by what
+    became of them before (`generate.solved_share`); none where they are not."""
+    line = window(registry, params.parent) if params.parent is not None else []
+    older = [number for number in line if number > 0] if params.generate.solved_share is not None else []
+    lineages = published_many(registry, older)
+    tables = {number: lineages[number]["tables"]["attempts"]["files"] for number in older}
+    _require_files(registry, [file for files in tables.values() for file in files], "generate")
+    return {"generations": [{"generation": number, "files": files} for number, files in tables.items()]}
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,16 +10,17 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import FlywheelError, RegistryError, StorageFull
 from flywheel.params import Params
-from storage import cache, dvc, git, lock
-from storage.layout import tag_name
+from storage import cache, dvc, git, lock, recipes
+from storage.layout import SUPERVISED, tag_name
 from storage.prepare import unfinished
-from storage.registry import RECORDED, json_text, write_state
-from storage.schemas import TABLES, table_folder
+from storage.registry import json_text, recorded_paths, write_state
+from storage.schemas import SUPERVISION, TABLES, table_folders
 from storage.tables import file_md5, replace_text
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def _manifest(registry: Registry, generation: int) -> Path:
 
 
 def _folders(params: Params) -> list[str]:
-    return ["problems", "attempts", f"labels/{params.folder}", "student", "training", "evaluations"]
+    folders = ["problems", "attempts", f"labels/{params.folder}", "student", "training", "evaluations"]
+    return [*folders, *SUPERVISED] if params.supervise.enabled else folders
 
 
 def _check_room(registry: Registry, params: Params) -> None:
@@ -185,26 +187,26 @@ def _check_cache(registry: Registry, made: dict[str, dict[str, str]]) -> dict[st
 
 def _lineage(registry: Registry, params: Params, outputs: dict[str, cache.Output]) -> dict[str, Any]:
     """What lineage/NNNN.json says. No clock, no run id, no machine: the same run gives the same bytes."""
-    import pyarrow.parquet as pq
-
-    layout, generation = registry.layout, params.generation
+    layout, generation, supervised = registry.layout, params.generation, params.supervise.enabled
     metrics = _read(layout.metrics)
     if metrics.get("generation") != generation or not isinstance(metrics.get("champion"), dict):
         got = f"generation {metrics.get('generation')}, champion {metrics.get('champion')!r}"
         raise FlywheelError(f"{layout.metrics} should be evaluate's of generation {generation}; got {got}")
-    tables = {name: _table(registry, name, params.folder, outputs) for name in TABLES}
-    snapshots = layout.root / table_folder("snapshots", params.folder)
-    rows = [row for path in sorted(snapshots.glob("*.parquet")) for row in pq.ParquetFile(path).read().to_pylist()]
-    student = [row for row in rows if row["role"] == "policy"]
-    if len(student) != 1:
-        raise FlywheelError(f"table snapshots should name one student (role policy); got {len(student)}")
-    fields = ("snapshot", "initialised_from", "parameters", "training_flops")
+    schemas = {**TABLES, **SUPERVISION} if supervised else TABLES
+    tables = {name: _table(registry, name, params, outputs) for name in schemas}
+    made = {"student": _model(registry, "training/snapshots", "policy")}
+    if supervised:
+        # Evaluate's judge is the newest there is: this one.
+        judges = recipes.judges_by_own_model(params)
+        made["reward_model"] = {**_model(registry, "supervision/snapshots", "reward"), "judges": judges}
+    judge = layout.lineage / "judge.json"
     return {
         "version": 1,
         "generation": generation,
         "parent": params.parent,
         "teacher": _read(layout.lineage / "teacher.json"),
-        "student": {field: student[0][field] for field in fields},
+        **made,
+        **({"judge": _read(judge)} if judge.exists() else {}),
         "champion": {field: metrics["champion"][field] for field in ("generation", "snapshot", "promoted")},
         "params_digest": params.digest(),
         "tables": tables,
@@ -214,18 +216,26 @@ def _lineage(registry: Registry, params: Params, outputs: dict[str, cache.Output
     }
 
 
-def _table(registry: Registry, name: str, folder: str, outputs: dict[str, cache.Output]) -> dict[str, Any]:
+def _model(registry: Registry, folder: str, role: str) -> dict[str, Any]:
+    """The one model of a role that a stage wrote down in its table `snapshots`."""
+    import pyarrow.parquet as pq
+
+    paths = sorted((registry.root / folder).glob("*.parquet"))
+    rows = [row for path in paths for row in pq.ParquetFile(path).read().to_pylist() if row["role"] == role]
+    if len(rows) != 1:
+        what = "student" if role == "policy" else "reward model"
+        raise FlywheelError(f"table snapshots in {folder}/ should name one {what} (role {role}); got {len(rows)}")
+    return {field: rows[0][field] for field in ("snapshot", "initialised_from", "parameters", "training_flops")}
+
+
+def _table(registry: Registry, name: str, params: Params, outputs: dict[str, cache.Output]) -> dict[str, Any]:
     """A table's files, read from the cache, with the range of its key from Parquet's statistics."""
     import pyarrow.parquet as pq
 
-    where = table_folder(name, folder)
-    output = next(output for output in outputs.values() if where == output.path or where.startswith(output.path + "/"))
-    key = TABLES[name].metadata[b"key"].decode()
+    schema = TABLES[name] if name in TABLES else SUPERVISION[name]
+    key = (schema.metadata or {})[b"key"].decode()
     files, lows, highs = [], [], []
-    for inside, md5 in sorted(cache.tree(registry, output).items()):
-        path = f"{output.path}/{inside}"
-        if not (path.startswith(where + "/") and path.endswith(".parquet")):
-            continue
+    for path, md5 in _files(registry, table_folders(name, params.folder, params.supervise.enabled), outputs):
         cached = cache.cache_path(registry, md5)
         footer = pq.read_metadata(cached)
         files.append({"path": path, "md5": md5, "rows": footer.num_rows, "bytes": cached.stat().st_size})
@@ -236,12 +246,20 @@ def _table(registry: Registry, name: str, folder: str, outputs: dict[str, cache.
             if statistics is not None and statistics.has_min_max:
                 lows.append(str(statistics.min))
                 highs.append(str(statistics.max))
-    if not files:
-        raise FlywheelError(
-            f"table {name} has no Parquet file in {where}/; its stage must write one, be it without rows"
-        )
     rows = sum(file["rows"] for file in files)
     return {"files": files, "rows": rows, "key": key, "low": min(lows, default=None), "high": max(highs, default=None)}
+
+
+def _files(registry: Registry, folders: list[str], outputs: dict[str, cache.Output]) -> Iterator[tuple[str, str]]:
+    """(path in the registry, MD5) of a table's Parquet files, folder by folder."""
+    for where in folders:
+        output = next(o for o in outputs.values() if where == o.path or where.startswith(o.path + "/"))
+        paths = [(f"{output.path}/{inside}", md5) for inside, md5 in sorted(cache.tree(registry, output).items())]
+        # Right there: `problems/` holds the table `excluded` in a folder of its own.
+        found = [(path, md5) for path, md5 in paths if path.rpartition("/")[0] == where and path.endswith(".parquet")]
+        if not found:
+            raise FlywheelError(f"there is no Parquet file in {where}/; its stage must write one, be it without rows")
+        yield from found
 
 
 def _flops(ledger: Path) -> dict[str, dict[str, float]]:
@@ -271,8 +289,11 @@ def _commit(registry: Registry, params: Params, entry: dict[str, Any], code_revi
         "Code-Revision": code_revision,
     }
     text = git.message(f"Publish generation {generation}", trailers)
-    paths = [*RECORDED, "ledger"]
+    paths = [*recorded_paths(registry), "ledger"]
+    # What a commit cut off has taken out of the index is still in HEAD, and is to go.
+    gone = [path for path in recorded_paths(registry, "HEAD") if path not in paths]
     git.run(registry.root, "add", "-A", "--", *paths)
+    paths += gone
     git.run(registry.root, "commit", "-q", "--cleanup=verbatim", "-F", "-", "--only", "--", *paths, stdin=text)
     name = registry.layout.published(generation).relative_to(registry.root).as_posix()
     written = [(registry.root / path).read_bytes() for path in (name, "dvc.lock", "params.yaml")]

@@ -7,25 +7,113 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from flywheel.errors import FlywheelError, InputError
 
+if TYPE_CHECKING:
+    from flywheel.params import Params
+
 DEFAULT_PRESET = "countdown"
 """`params.yaml` itself."""
 
 
-def recipe_text() -> str:
-    """The text of `dvc.yaml`: the stages of one generation."""
-    return (_folder() / "dvc.yaml").read_text(encoding="utf-8")
+def recipe_text(params: Params | None = None, judge: bool = False) -> str:
+    """The text of `dvc.yaml`: the stages of one generation with these params (none: without process supervision).
+
+    `judge` says whether an earlier generation's reward model goes in. Where neither the params nor a judge ask for
+    more, it is the file as shipped.
+    """
+    text = (_folder() / "dvc.yaml").read_text(encoding="utf-8")
+    supervised = params is not None and params.supervise.enabled
+    judged = params is not None and judges_by_own_model(params)
+    if not (supervised or judged):
+        return text
+    assert params is not None
+    recipe = yaml.safe_load(text)
+    stages: dict[str, Any] = recipe["stages"]
+    # A judge that generate does not ask for may still be what the next reward model starts from.
+    if judged and judge:
+        _depend(stages["generate"], "judge")
+    if supervised:
+        stage = {key: list(value) if isinstance(value, list) else value for key, value in _SUPERVISE.items()}
+        if judge and params.supervise.start == "previous":
+            _depend(stage, "judge")
+        before = list(stages).index("evaluate")
+        entries = [*stages.items()]
+        recipe["stages"] = stages = dict([*entries[:before], ("supervise", stage), *entries[before:]])
+        _depend(stages["evaluate"], "reward_model")
+    elif judge:
+        _depend(stages["evaluate"], "judge")
+    head = "".join(line + "\n" for line in text.splitlines() if line.startswith("#"))
+    return head + yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=120)
+
+
+def judges_by_own_model(params: Params) -> bool:
+    """Whether the reward is the process reward model that the registry trains itself."""
+    return params.reward.name == "process" and params.reward.model is None
+
+
+def wiring(text: str) -> dict[str, tuple[bool, ...]]:
+    """What process supervision makes of a `dvc.yaml`: for each stage that it touches, whether the judge and the new
+    reward model go in. A file edited by hand elsewhere has the wiring of the file as shipped."""
+    values = yaml.safe_load(text)
+    stages = (values.get("stages") if isinstance(values, dict) else None) or {}
+    return {
+        name: tuple(model in (stages[name].get("deps") or []) for model in ("judge", "reward_model"))
+        for name in ("generate", "supervise", "evaluate")
+        if isinstance(stages.get(name), dict)
+    }
+
+
+def stages_of(text: str) -> set[str]:
+    """Names of the stages of a `dvc.yaml`."""
+    values = yaml.safe_load(text)
+    return set((values.get("stages") if isinstance(values, dict) else None) or {})
+
+
+_SUPERVISE: dict[str, Any] = {
+    "cmd": "python -P -m tasks.supervise",
+    "deps": ["problems", "student"],
+    "params": ["seed", "generation", "problems", "generate.max_new_tokens", "supervise", "reward.step_tag"],
+    "outs": ["supervision", "reward_model"],
+}
+"""The stage that process supervision adds, between train and evaluate."""
+
+
+def _depend(stage: dict[str, Any], name: str) -> None:
+    stage["deps"] = [*stage["deps"], name]
 
 
 def presets() -> list[str]:
     """Names of the shipped presets, the default first."""
     found = {path.stem for path in (_folder() / "presets").glob("*.yaml")}
     return [DEFAULT_PRESET, *sorted(found - {DEFAULT_PRESET})]
+
+
+def recipe(preset: str, overrides: list[str]) -> Params:
+    """The params that a new registry starts with: a preset with its overrides, files named by their absolute paths,
+    since a registry's stages run in another folder. Raises InputError, ConfigError."""
+    from flywheel import params
+
+    values = params.apply(load_preset(preset), overrides)
+    return absolute(params.parse(values, f"preset {preset}"))
+
+
+def absolute(params: Params) -> Params:
+    """The params with files and local model folders named by their absolute paths, as seen from the current folder."""
+    from flywheel.problems import reading
+
+    update: dict[str, Any] = {"problems": reading.absolute(params.problems)}
+    for section, key in (("model", "base"), ("generate", "teacher"), ("reward", "model"), ("supervise", "base")):
+        held = getattr(params, section)
+        source = getattr(held, key)
+        # Anything else is a hub id, an address, or a word such as `champion`.
+        if source is not None and (Path(source) / "config.json").is_file():
+            update[section] = held.model_copy(update={key: str(Path(source).absolute())})
+    return params.model_copy(update=update)
 
 
 def load_preset(name: str = DEFAULT_PRESET) -> dict[str, Any]:

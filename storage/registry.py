@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ import yaml
 from flywheel.errors import FlywheelError, InputError, RegistryBusy, RegistryError
 from flywheel.params import Params, dump
 from storage import dvc, git
-from storage.layout import OUTPUTS, REGISTRY_VERSION, Layout, tag_name
+from storage.layout import OUTPUTS, REGISTRY_VERSION, SUPERVISED, Layout, tag_name
 
-RECORDED = ("dvc.yaml", "dvc.lock", "parent.dvc", "params.yaml", "metrics.json", "lineage")
+RECORDED = (
+    ".gitignore", "dvc.yaml", "dvc.lock", "parent.dvc", "judge.dvc", "params.yaml", "metrics.json", "lineage",
+)  # fmt: skip
 """What a generation's commit holds and a rollback restores; the ledger, committed too, keeps what was spent."""
+SHARED = ("dvc.yaml", ".gitignore")
+"""Those that a user may edit and commit too; what Flywheel writes into them is noted before."""
 _IN_PROGRESS = re.compile(
-    r"(params\.yaml|parent\.dvc|metrics\.json|dvc\.lock|lineage/(teacher|champion|window|\d{4,})\.json|ledger/\d{4,}\.jsonl)"
+    r"(params\.yaml|(parent|judge)\.dvc|metrics\.json|dvc\.lock"
+    r"|lineage/(teacher|champion|window|judge|\d{4,})\.json|ledger/\d{4,}\.jsonl)"
 )
 _TEMPORARY = ".*." + "[0-9a-f]" * 8
 """What `storage.tables` calls a file it has not finished."""
@@ -143,7 +149,7 @@ class Registry:
             path
             for code, path in entries
             # Something newly staged is nobody's loss: our commits name their paths.
-            if code != "A " and not (in_progress and _IN_PROGRESS.fullmatch(path))
+            if code != "A " and not (in_progress and (_IN_PROGRESS.fullmatch(path) or self._wrote(entry or {}, path)))
         ]
         if edited:
             names = " ".join(edited)
@@ -152,6 +158,13 @@ class Registry:
                 f"keep that with `git -C {self.root} commit -m 'My change' -- {names}`, "
                 f"or drop it with `git -C {self.root} restore --staged --worktree {names}`"
             )
+
+    def _wrote(self, entry: dict[str, Any], path: str) -> bool:
+        """Whether a file that is ours and the user's holds what the generation in progress wrote."""
+        from storage.tables import file_md5  # brings pyarrow, which history does not need
+
+        noted = entry.get("wrote") or []
+        return path in SHARED and (self.root / path).is_file() and file_md5(self.root / path) in noted
 
 
 def read_state(registry: Registry) -> dict[str, Any]:
@@ -182,6 +195,21 @@ def json_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def ignored_lines(folders: Iterable[str]) -> str:
+    """Lines of `.gitignore` for folders that DVC keeps."""
+    return "".join(f"/{name}/\n" for name in folders)
+
+
+def recorded_paths(registry: Registry, source: str | None = None) -> list[str]:
+    """Those of RECORDED that the index has, or the commit `source` (None: the worktree); git takes no others."""
+    known = {path.partition("/")[0] for path in git.run(registry.root, "ls-files", "--", *RECORDED).split("\n")}
+    if source is None:
+        known |= {path for path in RECORDED if (registry.root / path).exists()}
+    else:
+        known |= set(git.run(registry.root, "ls-tree", "--name-only", source, "--", *RECORDED).split("\n"))
+    return [path for path in RECORDED if path in known]
+
+
 def require_generation(registry: Registry, generation: int) -> str:
     """The tag of a published generation. Raises InputError that names those there are."""
     known = registry.generations()
@@ -201,12 +229,11 @@ def _build(draft: Path, params: Params, recipe: str, preset: str, name: str, ema
         git.run(draft, "config", "user.name", name)
         git.run(draft, "config", "user.email", email)
     marker = {"registry_version": REGISTRY_VERSION, "preset": preset, "registry_id": uuid.uuid4().hex}
-    folders = "".join(f"/{name}/\n" for name in ("parent", *OUTPUTS))
     files = {
         "flywheel.json": json_text(marker),
         "params.yaml": dump(params),
         "dvc.yaml": recipe,
-        ".gitignore": f"/.flywheel/\n{folders}{_TEMPORARY}\n",
+        ".gitignore": f"/.flywheel/\n{ignored_lines(('parent', *OUTPUTS, *SUPERVISED, 'judge'))}{_TEMPORARY}\n",
         ".gitattributes": "* -text\n",
         ".dvcignore": "/.flywheel/\n",
         ".dvc/config": dvc.CONFIG.format(types=dvc.LINKS),

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from flywheel.errors import FlywheelError, InputError, StorageFull
 from storage import cache, dvc, git, lock
 from storage.history import published_many, window
-from storage.layout import tag_name
-from storage.registry import RECORDED, read_state, require_generation, write_state
+from storage.layout import SUPERVISED, tag_name
+from storage.registry import read_state, recorded_paths, require_generation, write_state
 
 if TYPE_CHECKING:
     from storage.registry import Registry
@@ -43,7 +43,12 @@ def plan(registry: Registry, generation: int) -> dict[str, Any]:
         "to": generation,
         "rows_dropped": sum(lineages[number]["labels"]["kept"] for number in dropped),
         "rows_kept": sum(lineages[number]["labels"]["kept"] for number in new),
-        "models_abandoned": [lineages[number]["student"]["snapshot"] for number in dropped],
+        "models_abandoned": [
+            lineages[number][role]["snapshot"]
+            for number in dropped
+            for role in ("student", "reward_model")
+            if role in lineages[number]
+        ],
         "alias": {
             "from": lineages[current]["champion"]["generation"],
             "to": lineages[generation]["champion"]["generation"],
@@ -86,7 +91,7 @@ def settle(registry: Registry) -> str | None:
         return None
     tag = tag_name(int(intent["to"]))
     if git.attempt(registry.root, "rev-parse", "-q", "--verify", "HEAD^") == intent["base"]:
-        dvc.checkout(registry)
+        _checkout(registry)
         write_state(registry, rollback=None)
         return f"finished the rollback to {tag}"
     _restore(registry, "HEAD")
@@ -122,17 +127,31 @@ def _go(registry: Registry, generation: int, reason: str, undoes: str | None) ->
 
 
 def _restore(registry: Registry, source: str) -> None:
-    there = git.run(registry.root, "ls-tree", "--name-only", source, "--", *RECORDED).split("\n")
-    known = git.run(registry.root, "ls-files", "--", *RECORDED)
-    paths = [path for path in RECORDED if path in there or path in known]
+    paths = recorded_paths(registry, source)
     git.run(registry.root, "restore", f"--source={source}", "--staged", "--worktree", "--", *paths)
+    if git.attempt(registry.root, "ls-files", "--error-unmatch", "--", "judge.dvc") is None:
+        # A generation in progress may have put one in that no commit knows; DVC would follow it.
+        (registry.root / "judge.dvc").unlink(missing_ok=True)
+
+
+def _checkout(registry: Registry) -> None:
+    """Make the folders what the restored files say, and drop those that they know nothing of."""
+    dvc.checkout(registry)
+    outputs = cache.lock_outputs((registry.root / "dvc.lock").read_text(encoding="utf-8"))
+    for name in SUPERVISED:
+        if name not in outputs:
+            shutil.rmtree(registry.root / name, ignore_errors=True)
+    if not (registry.root / "judge.dvc").exists():
+        shutil.rmtree(registry.layout.judge, ignore_errors=True)
 
 
 def _outputs(registry: Registry, tag: str) -> list[cache.Output]:
-    lock_text, parent = git.read_many(registry.root, [f"{tag}:dvc.lock", f"{tag}:parent.dvc"])
+    names = [f"{tag}:{name}" for name in ("dvc.lock", "parent.dvc", "judge.dvc")]
+    lock_text, parent, judge = git.read_many(registry.root, names)
     if lock_text is None or parent is None:
         raise FlywheelError(f"{tag} holds no dvc.lock or parent.dvc; it was not made by Flywheel")
-    return [*cache.lock_outputs(lock_text.decode()).values(), cache.parent_output(parent.decode())]
+    outputs = [*cache.lock_outputs(lock_text.decode()).values(), cache.pointed(parent.decode())]
+    return [*outputs, cache.pointed(judge.decode(), "judge.dvc")] if judge is not None else outputs
 
 
 def _check_reachable(registry: Registry, planned: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from flywheel.records import Attempt, Label, Problem, canonical_json
+from flywheel.records import Attempt, Label, Problem, Rollout, StepLabel, canonical_json
 from storage.schemas import PROBLEMS
 from storage.tables import read_rows
 
@@ -28,6 +28,18 @@ def label_row(label: Label) -> dict[str, Any]:
 
 def parent_rows(label: Label) -> list[dict[str, Any]]:
     return [{"label_id": label.label_id, "parent_id": parent, "role": role} for parent, role in label.parents]
+
+
+def rollout_row(rollout: Rollout) -> dict[str, Any]:
+    return {entry.name: getattr(rollout, entry.name) for entry in fields(rollout)}
+
+
+def step_label_row(label: StepLabel) -> dict[str, Any]:
+    return {entry.name: getattr(label, entry.name) for entry in fields(label) if entry.name != "parents"}
+
+
+def step_parent_rows(label: StepLabel) -> list[dict[str, Any]]:
+    return [{"step_label_id": label.step_label_id, "parent_id": parent, "role": role} for parent, role in label.parents]
 
 
 def read_problems(folder: Path, splits: Iterable[str]) -> list[Problem]:

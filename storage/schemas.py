@@ -36,6 +36,25 @@ PROBLEMS = _schema(
     ],
 )
 
+EXCLUDED = _schema(
+    "excluded",
+    "excluded_id",
+    [
+        _required("excluded_id", _text),
+        _required("source", _text),
+        _required("row", _int),
+        _required("reason", _text),
+        _required("detail", _text),
+        pa.field("problem_id", _text),
+        pa.field("evidence", _text),
+        pa.field("matched_id", _text),
+        pa.field("matched_split", _text),
+        pa.field("similarity", _float),
+    ],
+)
+"""Rows of a user's files that did not become problems. `source`: path, valid_path or test_path; `evidence`: the words
+in common with the problem `matched_id`."""
+
 ATTEMPTS = _schema(
     "attempts",
     "attempt_id",
@@ -179,8 +198,62 @@ LEDGER = _schema(
     ],
 )
 
+ROLLOUTS = _schema(
+    "rollouts",
+    "rollout_id",
+    [
+        _required("rollout_id", _text),
+        _required("problem_id", _text),
+        _required("generation", _int),
+        _required("policy", _text),
+        _required("seed", _int),
+        _required("attempt", _int),
+        _required("step", _int),
+        _required("index", _int),
+        pa.field("parent_id", _text),
+        _required("prefix", _text),
+        _required("output", _text),
+        _required("stop_reason", _text),
+        _required("status", _text),
+        pa.field("answer", _text),
+        pa.field("reward", _float),
+        _required("flops_policy", _float),
+        _required("tokens", _int),
+    ],
+)
+"""`step` 0: an attempt from the prompt; k: a completion of the attempt `parent_id` from the end of its k-th step.
+`prefix`: digest of problem and steps that it goes on from."""
+
+STEP_LABELS = _schema(
+    "step_labels",
+    "step_label_id",
+    [
+        _required("step_label_id", _text),
+        _required("problem_id", _text),
+        _required("generation", _int),
+        _required("policy", _text),
+        _required("prompt", _text),
+        _required("steps", pa.list_(_text)),
+        _required("scores", pa.list_(_float)),
+        _required("right", pa.list_(_int)),
+        _required("judged", pa.list_(_int)),
+        _required("rollouts", _int),
+        _required("estimate", _text),
+        _required("tokenizer", _text),
+    ],
+)
+"""Of each step: `right` of `judged` completions from its end came right; the last step of a finished answer has the
+answer's own verdict, 1 of 1 or 0 of 1."""
+
+STEP_LABEL_PARENTS = _schema(
+    "step_label_parents",
+    "step_label_id",
+    [_required("step_label_id", _text), _required("parent_id", _text), _required("role", _text)],
+)
+
 TABLES: dict[str, pa.Schema] = {
     "problems": PROBLEMS,
+    "excluded": EXCLUDED,
     "attempts": ATTEMPTS,
     "labels": LABELS,
     "label_parents": LABEL_PARENTS,
@@ -190,15 +263,35 @@ TABLES: dict[str, pa.Schema] = {
     "evaluations": EVALUATIONS,
     "outcomes": OUTCOMES,
 }
-"""Tables kept as Parquet under DVC; the ledger is JSON lines in git."""
+"""Tables that every generation keeps as Parquet under DVC; the ledger is JSON lines in git."""
+
+SUPERVISION: dict[str, pa.Schema] = {
+    "rollouts": ROLLOUTS,
+    "step_labels": STEP_LABELS,
+    "step_label_parents": STEP_LABEL_PARENTS,
+}
+"""Tables of generations with process supervision only."""
 
 
 def table_folder(table: str, folder: str) -> str:
     """A table's folder in a registry, POSIX, relative to its root; `folder` is the generation's (`0007`)."""
     if table in {"problems", "attempts"}:
         return table
+    if table == "excluded":
+        return f"problems/{table}"
     if table in {"labels", "label_parents", "rejected"}:
         return f"labels/{folder}/{table}"
     if table in {"snapshots", "trained_on"}:
         return f"training/{table}"
+    if table in SUPERVISION:
+        return f"supervision/{table}"
     return f"evaluations/{table}"
+
+
+def table_folders(table: str, folder: str, supervised: bool) -> list[str]:
+    """All folders of a table: a supervised generation's reward model has its rows of `snapshots` and `trained_on`
+    beside its step labels."""
+    folders = [table_folder(table, folder)]
+    if supervised and table in {"snapshots", "trained_on"}:
+        folders.append(f"supervision/{table}")
+    return folders

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from flywheel.errors import InputError, RegistryError
 from flywheel.records import canonical_json
-from storage.schemas import LEDGER, TABLES
+from storage.schemas import LEDGER, SUPERVISION, TABLES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 MEMORY_LIMIT = "1GB"
 """What DuckDB may hold before it spills to disk."""
 
+_KNOWN = {**TABLES, **SUPERVISION}
 _BATCH_ROWS = 2048
-_NEWEST_ONLY = {"problems"}
+_NEWEST_ONLY = {"problems", "excluded"}
 """Tables that each generation carries whole."""
 
 _GENERATIONS = pa.schema(
@@ -137,7 +138,7 @@ def _check_reads(connection: DuckDBPyConnection, sql: str) -> None:
 
 
 def _tables() -> str:
-    return f"tables: {', '.join([*TABLES, 'ledger', 'generations'])}"
+    return f"tables: {', '.join([*_KNOWN, 'ledger', 'generations'])}"
 
 
 def _explained(error: Exception) -> InputError:
@@ -229,7 +230,7 @@ def _files(registry: Registry, rows: list[dict[str, Any]]) -> tuple[dict[str, li
     from storage.history import published_many
 
     line = [row["generation"] for row in rows if row["status"] != "abandoned"]
-    files: dict[str, list[Path]] = {table: [] for table in TABLES}
+    files: dict[str, list[Path]] = {table: [] for table in _KNOWN}
     absent: dict[str, str] = {}
     for generation, lineage in published_many(registry, line).items():
         for table, entry in lineage["tables"].items():
@@ -248,7 +249,7 @@ def _files(registry: Registry, rows: list[dict[str, Any]]) -> tuple[dict[str, li
 
 def _selection(table: str, paths: list[Path]) -> str:
     """The rows of a table's files; without any, a relation without rows that has the table's columns and types."""
-    schema = TABLES[table]
+    schema = _KNOWN[table]
     if not paths:
         nulls = (f'NULL::{_duckdb_type(field.type)} AS "{field.name}"' for field in schema)
         return f"SELECT {', '.join(nulls)} WHERE false"

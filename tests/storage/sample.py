@@ -21,13 +21,14 @@ from storage.prepare import begin
 from storage.publish import publish
 from storage.recipes import load_preset, recipe_text
 from storage.registry import Registry, json_text
-from storage.schemas import LEDGER, TABLES, table_folder
+from storage.schemas import LEDGER, SUPERVISION, TABLES, table_folder
 from storage.tables import TableWriter, replace_folder
 
 PROBLEMS = 12
 LABELS = 4
 """Labels of generation g: LABELS + g."""
 SOLVER = digest("solver")
+REWARD_BASE = digest("reward base")
 REVISION = "0" * 40
 
 
@@ -65,6 +66,10 @@ def snapshot_of(generation: int, seed: int = 0) -> str:
     return digest("student", generation, seed)
 
 
+def reward_snapshot_of(generation: int, seed: int = 0) -> str:
+    return digest("reward model", generation, seed)
+
+
 def greedy(generation: int) -> dict[str, float]:
     """Which valid problems the student of `generation` solves at once."""
     return {_problem_id(i): float(i % 3 <= generation % 3) for i in range(0, PROBLEMS, 3)}
@@ -86,7 +91,8 @@ def write_outputs(registry: Registry, params: Params, promoted: bool = True) -> 
         with TableWriter(draft / table_folder(name, params.folder), schema) as writer:
             writer.write(rows[name])
     write_model(draft / "student", f"student-{generation}-{params.seed}")
-    for name in ("problems", "attempts", f"labels/{params.folder}", "training", "evaluations", "student"):
+    supervised = _write_supervision(params, draft) if params.supervise.enabled else []
+    for name in ("problems", "attempts", f"labels/{params.folder}", "training", "evaluations", "student", *supervised):
         replace_folder(draft / name, layout.root / name, layout.tmp)
     champion = json.loads((layout.lineage / "champion.json").read_text(encoding="utf-8"))
     chosen = promoted or champion["generation"] is None
@@ -103,10 +109,78 @@ def write_outputs(registry: Registry, params: Params, promoted: bool = True) -> 
         },
     }
     layout.metrics.write_text(json_text(metrics), encoding="utf-8")
-    stages = ("generate", "train")
+    stages = ("generate", "train", *(["supervise"] if supervised else []))
     ledger = [_ledger_row(generation, stage, 1e6 * (i + 1)) for i, stage in enumerate(stages)]
     layout.ledger(generation).parent.mkdir(exist_ok=True)
     layout.ledger(generation).write_text("".join(canonical_json(row) + "\n" for row in ledger), encoding="utf-8")
+
+
+def _write_supervision(params: Params, draft: Path) -> list[str]:
+    """What the stage `supervise` leaves; the folders."""
+    generation, seed = params.generation, params.seed
+    snapshot = reward_snapshot_of(generation, seed)
+    rollouts = [
+        {
+            "rollout_id": digest("rollout", generation, seed, i),
+            "problem_id": _problem_id(1),
+            "generation": generation,
+            "policy": snapshot_of(generation, seed),
+            "seed": seed,
+            "attempt": 0,
+            "step": min(i, 1),
+            "index": max(0, i - 1),
+            "parent_id": digest("rollout", generation, seed, 0) if i else None,
+            "prefix": digest("prefix", i > 0),
+            "output": f"one\ntwo {i}",
+            "stop_reason": "eos",
+            "status": "judged",
+            "answer": f"{i}",
+            "reward": float(i % 2),
+            "flops_policy": 10.0,
+            "tokens": 2,
+        }
+        for i in range(3)
+    ]
+    name = digest("step label", generation, seed)
+    label = {
+        "step_label_id": name,
+        "problem_id": _problem_id(1),
+        "generation": generation,
+        "policy": snapshot_of(generation, seed),
+        "prompt": "problem 1",
+        "steps": ["one", "two 0"],
+        "scores": [0.5, 0.0],
+        "right": [1, 0],
+        "judged": [2, 1],
+        "rollouts": 2,
+        "estimate": "soft",
+        "tokenizer": "words",
+    }
+    model = {
+        "snapshot": snapshot,
+        "role": "reward",
+        "generation": generation,
+        "initialised_from": REWARD_BASE,
+        "params_digest": params.digest(),
+        "parameters": 500,
+        "training_flops": 1e6,
+        "verified": True,
+    }
+    rows: dict[str, list[dict[str, Any]]] = {
+        "rollouts": rollouts,
+        "step_labels": [label],
+        "step_label_parents": [
+            {"step_label_id": name, "parent_id": row["rollout_id"], "role": "rollout" if row["step"] else "attempt"}
+            for row in rollouts
+        ],
+        "snapshots": [model],
+        "trained_on": [{"snapshot": snapshot, "label_id": name, "weight": 1.0, "epochs": 6.0}],
+    }
+    for table, values in rows.items():
+        with TableWriter(draft / "supervision" / table, {**TABLES, **SUPERVISION}[table]) as writer:
+            writer.write(values)
+    write_model(draft / "reward_model", f"reward-{generation}-{seed}")
+    return ["supervision", "reward_model"]
 
 
 def _ledger_row(generation: int, stage: str, flops: float) -> dict[str, Any]:
@@ -180,8 +254,10 @@ def _rows(params: Params) -> dict[str, list[dict[str, Any]]]:
     ]
     outcome = {"snapshot": snapshot, "generation": generation, "metric": "greedy", "budget": 1, "flops": 50.0}
     evaluation = {"snapshot": snapshot, "generation": generation, "searcher": "greedy", "budget": 1, "metric": "greedy"}
+    excluded = {"source": "path", "row": 3, "reason": "skipped", "detail": "not JSON"}
     return {
         "problems": problems,
+        "excluded": [{"excluded_id": digest("excluded", "path", 3), **excluded}],
         "attempts": attempts,
         "labels": labels,
         "label_parents": [

@@ -43,6 +43,7 @@ def watch(call):
         return call(*arguments, **options)
     return step
 
+from flywheel.params import load
 from storage import lock
 from storage.publish import publish
 from storage.recovery import recover
@@ -54,7 +55,7 @@ subprocess.run, os.replace = watch(subprocess.run), watch(os.replace)
 with lock.hold(registry, "a run to be killed"):
     recover(registry)
     if sys.argv[2] == "generation":
-        params = sample.begin_generation(registry)
+        params = sample.begin_generation(registry, load(registry.layout.params, sys.argv[4:]))
         written = registry.layout.work(params.generation) / "written"
         if not written.exists():  # as a stage whose stamp says that it is done
             sample.write_outputs(registry, params)
@@ -67,9 +68,9 @@ print(steps)
 """
 
 
-def _drive(registry: Registry, what: str, last: int) -> int | None:
+def _drive(registry: Registry, what: str, last: int, *overrides: str) -> int | None:
     """Run until step `last` and be killed there (None), or to the end (the number of steps)."""
-    command = [sys.executable, "-c", DRIVER, str(registry.root), what, str(last)]
+    command = [sys.executable, "-c", DRIVER, str(registry.root), what, str(last), *overrides]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode == -signal.SIGKILL:
         return None
@@ -107,6 +108,39 @@ def test_a_generation_killed_again_and_again_ends_the_same(fresh: Callable[..., 
             assert file_md5(cache_path(killed, file["md5"])) == file_md5(killed.root / file["path"]) == file["md5"]
     killed.check_clean()
     assert _recover(killed) == []
+
+
+@pytest.mark.slow
+def test_supervision_switched_on_and_off_survives_kills(fresh: Callable[..., Registry]) -> None:
+    """On (dvc.yaml is rewritten), with a judge (judge.dvc comes), off (both go): each generation killed again and
+    again ends as the one left alone."""
+    calm, killed = fresh(1, "calm"), fresh(1, "killed")
+    for overrides in (
+        ["supervise.enabled=true"],
+        ["supervise.enabled=true", "reward.name=process", "filter.threshold=0.7"],
+        ["supervise.enabled=false", "reward.name=exact"],
+    ):
+        steps = _drive(calm, "generation", -1, *overrides)
+        assert steps is not None
+        kills = 0
+        for last in range(9, 3 * steps, 9):
+            if _drive(killed, "generation", last, *overrides) is not None:
+                break
+            kills += 1
+            _recover(killed)
+            if killed.generations() == calm.generations():
+                break
+        assert kills >= 3
+        assert killed.generations() == calm.generations()
+        tag = f"gen/{calm.head_generation():04d}"
+        assert _git(killed.root, "rev-parse", f"{tag}^{{tree}}") == _git(calm.root, "rev-parse", f"{tag}^{{tree}}")
+        assert _recover(killed) == []
+        killed.check_clean()
+        assert _git(killed.root, "status", "--porcelain") == ""
+    assert killed.generations() == [0, 1, 2, 3]
+    assert published(killed, 2)["judge"]["generation"] == 1
+    assert not (killed.root / "judge.dvc").exists()
+    assert not killed.layout.judge.exists()
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_rows_are_those_of_the_ancestors(forked: Registry, table: str, at: int |
 
 def test_every_row_of_every_table_is_there_once(forked: Registry) -> None:
     for table, schema in TABLES.items():
-        line = [4] if table == "problems" else [0, 1, 4]
+        line = [4] if table in {"problems", "excluded"} else [0, 1, 4]
         expected = sum(published(forked, generation)["tables"][table]["rows"] for generation in line)
         result = query(forked, f"SELECT * FROM {table}")
         assert result.columns == schema.names
@@ -147,7 +147,7 @@ def test_one_statement_at_a_time(made: dict[int, Registry], sql: str) -> None:
 
 @pytest.mark.parametrize("sql", ["SELEC 1", "SELECT nope FROM labels", "SELECT * FROM nope", "SELECT 1 +"])
 def test_wrong_sql_is_explained_with_the_tables(made: dict[int, Registry], sql: str) -> None:
-    with pytest.raises(InputError, match=r"Error: .*\n(.*\n)*tables: problems, attempts, labels"):
+    with pytest.raises(InputError, match=r"Error: .*\n(.*\n)*tables: problems, excluded, attempts, labels"):
         query(made[1], sql)
 
 
