@@ -23,13 +23,14 @@ from flywheel.models import language
 from flywheel.models.checkpoints import weights_digest
 from flywheel.models.language import LanguageModel
 from flywheel.params import Params
-from flywheel.problems import domain as domains
+from flywheel.search import unit
 from flywheel.seeds import stream
 from storage.layout import Layout
 from storage.rows import read_problems
 from tasks import evaluate, models, train
-from tasks.generate import chosen
+from tasks.curriculum import chosen
 from tasks.stage import Hooks, use_threads
+from tasks.window import valid_examples
 
 NAMES = ("no-search", "ceiling")
 
@@ -54,7 +55,7 @@ def run(name: str, params: Params, layout: Layout, budget_flops: float, hooks: H
         training = supervised.train(
             student.model,
             examples,
-            train.valid_examples(params, layout, student),
+            valid_examples(params, layout, student),
             params.train,
             seed=stream(params.seed, "control", name, until_stale),
             fill=student.fill_id,
@@ -98,7 +99,7 @@ def run(name: str, params: Params, layout: Layout, budget_flops: float, hooks: H
 
 
 def _examples(name: str, params: Params, layout: Layout, model: LanguageModel) -> Examples:
-    domain = domains.load(params.problems)
+    domain = models.domain_of(params.problems)
     if name == "no-search":
         problems = chosen(params.for_generation(0, None), layout)
         count = params.seed_labels.per_problem
@@ -106,7 +107,7 @@ def _examples(name: str, params: Params, layout: Layout, model: LanguageModel) -
         problems = read_problems(layout.problems, ["train"])
         count = params.filter.per_problem or 16
     return Examples(
-        (model.encode_prompt(domain.prompt(problem)), model.encode_answer(solution), 1.0)
+        (unit.ask(problem, domain, model).prompt_ids, model.encode_answer(solution), 1.0)
         for problem in problems
         for solution in domain.solutions(problem, count)
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,12 +17,11 @@ from flywheel.compute import Cost
 from flywheel.evaluation import champion, collapse, intervals, metrics
 from flywheel.models.checkpoints import weights_digest
 from flywheel.params import Params
-from flywheel.problems import domain as domains
 from flywheel.records import Attempt, Problem
-from flywheel.rewards import reward as rewards
 from flywheel.rewards.exact import Exact
-from flywheel.search import best_of_n
-from flywheel.search.protocols import Run
+from flywheel.rewards.reward import Answer, Reward
+from flywheel.search.best_of_n import BestOfN
+from flywheel.search.protocols import Run, Sampling
 from storage.layout import Layout
 from storage.rows import read_problems
 from storage.schemas import EVALUATIONS, OUTCOMES
@@ -32,7 +32,7 @@ from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerp
 _SOURCES = (
     "flywheel.compute", "flywheel.evaluation", "flywheel.models", "flywheel.problems", "flywheel.records",
     "flywheel.rewards", "flywheel.search", "flywheel.seeds", "storage.rows", "storage.schemas", "storage.tables",
-    "tasks.evaluate",
+    "tasks.models", "tasks.evaluate",
 )  # fmt: skip
 _UNIT = 32
 """Problems a unit. Fixed, as a unit is padded and sampled together."""
@@ -48,8 +48,12 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
         hooks.should_stop()
         if not work.done(number):
             start = time.monotonic()
-            rows, tally, cost = _measure(params, layout, student, units[number], hooks)
-            fact = {"cost": cost_fact(cost), "seconds": time.monotonic() - start, "tally": asdict(tally)}
+            sampler = models.load_sampler(str(layout.student), student, params.execution)
+            own = models.newest_reward_model(params, layout)
+            reward = models.load_reward(params, models.domain_of(params.problems), own)
+            rows, tally, cost, unsure = measure(params, sampler, units[number], reward, hooks)
+            seconds = time.monotonic() - start
+            fact = {"cost": cost_fact(cost), "seconds": seconds, "tally": asdict(tally), "undecided": unsure}
             work.write(number, rows, OUTCOMES, fact)
         facts.append(work.facts(number))
         done += len(units[number])
@@ -91,7 +95,10 @@ def finish(params: Params, layout: Layout) -> Report:
         rows_in=sum(len(unit) for unit in units),
         rows_out=len(outcomes),
         numerics=numerics(params.execution),
-        notes={key: round(entry["value"], 3) for key, entry in document["test"].items()},
+        notes={
+            **{key: round(entry["value"], 3) for key, entry in document["test"].items()},
+            **({"undecided attempts": document["undecided"]} if document["undecided"] else {}),
+        },
     )
     stamp.write(report)
     return report
@@ -107,52 +114,50 @@ def measure(
     params: Params,
     sampler: Any,
     problems: list[Problem],
+    reward: Reward,
     hooks: Hooks = Hooks(),  # noqa: B008 (frozen)
-    temperature: float | None = None,
-) -> tuple[list[dict[str, Any]], collapse.HealthTally, Cost]:
-    """Outcome rows of any model on some problems; `temperature` overrides the params'."""
-    domain = domains.load(params.problems)
-    reward, exact = rewards.load(params.reward, domain), Exact(domain)
-    # Generation 0 for all: the same noise for every student.
-    run_of = Run(params.seed, 0, "evaluate")
-    most = params.evaluate.budgets[-1]
+) -> tuple[list[dict[str, Any]], collapse.HealthTally, Cost, int]:
+    """Outcome rows of any model on some problems, their health and cost, and how many attempts the exact check could
+    not decide (they count as wrong, and are said)."""
+    domain = models.domain_of(params.problems)
+    exact, run = Exact(domain), _run_of(params.seed)
     limit = params.generate.max_new_tokens
-    greedy, greedy_cost = best_of_n.search(
-        problems, domain, sampler, exact, run_of,
-        samples=1, temperature=None, max_new_tokens=limit, should_stop=hooks.should_stop,
-    )  # fmt: skip
-    sampled, sampled_cost = best_of_n.search(
-        problems, domain, sampler, reward, run_of,
-        samples=most, temperature=temperature or params.evaluate.temperature, max_new_tokens=limit,
-        should_stop=hooks.should_stop,
-    )  # fmt: skip
+    greedy, greedy_cost = BestOfN(1, Sampling(None), limit).search(
+        problems, domain, sampler, exact, run, should_stop=hooks.should_stop
+    )
+    sampled, sampled_cost = BestOfN(params.evaluate.budgets[-1], Sampling(params.evaluate.temperature), limit).search(
+        problems, domain, sampler, reward, run, should_stop=hooks.should_stop
+    )
+    verdicts = right_or_not(exact, problems, sampled, reward.name)
+    kind = metrics.Kind(reward.needs_reference, reward.votes, graded=not (reward.verifies or reward.votes))
     rows, tally = [], collapse.HealthTally()
-    for problem, (best,), attempts in zip(problems, greedy, sampled, strict=True):
-        right = [_right(exact, problem, attempt) for attempt in attempts]
+    for problem, (best,), attempts, right in zip(problems, greedy, sampled, verdicts, strict=True):
         prefill = sampler.prompt_flops(len(best.prompt_ids))
+        known = [bool(verdict) for verdict in right]
         found = metrics.outcomes(
-            problem.problem_id, problem.group, best, attempts, right, params.evaluate.budgets, prefill,
-            reward.needs_reference,
-        )  # fmt: skip
+            problem.problem_id, problem.group, best, attempts, known, params.evaluate.budgets, prefill, kind
+        )
         rows += [
             {"snapshot": sampler.snapshot, "generation": params.generation, "split": problem.split, **asdict(row)}
             for row in found
         ]
         if problem.split == "valid":
-            tally.add(attempts, right)
-    return rows, tally, greedy_cost + sampled_cost
+            tally.add(attempts, right, params.filter.threshold)
+    unsure = sum(verdict is None for right in verdicts for verdict in right)
+    unsure += sum(attempt.reward is None for (attempt,) in greedy)
+    return rows, tally, greedy_cost + sampled_cost, unsure
 
 
 def greedy_rows(params: Params, sampler: Any, problems: list[Problem], hooks: Hooks = Hooks()) -> list[dict[str, Any]]:  # noqa: B008
     """Whether any model's likeliest answer to each problem is right: {problem_id, split, group, value}."""
-    domain = domains.load(params.problems)
+    domain = models.domain_of(params.problems)
+    searcher = BestOfN(1, Sampling(None), params.generate.max_new_tokens)
     rows = []
     for start in range(0, len(problems), _UNIT):
         unit = problems[start : start + _UNIT]
-        found, _ = best_of_n.search(
-            unit, domain, sampler, Exact(domain), Run(params.seed, 0, "evaluate"),
-            samples=1, temperature=None, max_new_tokens=params.generate.max_new_tokens, should_stop=hooks.should_stop,
-        )  # fmt: skip
+        found, _ = searcher.search(
+            unit, domain, sampler, Exact(domain), _run_of(params.seed), should_stop=hooks.should_stop
+        )
         rows += [
             {"problem_id": p.problem_id, "split": p.split, "group": p.group, "value": float(attempt.reward or 0.0)}
             for p, (attempt,) in zip(unit, found, strict=True)
@@ -160,16 +165,33 @@ def greedy_rows(params: Params, sampler: Any, problems: list[Problem], hooks: Ho
     return rows
 
 
-def _right(exact: Exact, problem: Problem, attempt: Attempt) -> bool:
-    return exact.judge(problem, attempt.output, attempt.stop_reason).reward == 1.0
+def right_or_not(
+    exact: Exact, problems: Sequence[Problem], found: Sequence[Sequence[Attempt]], judged_by: str
+) -> list[list[bool | None]]:
+    """What the exact check says of each attempt; None where it came to no verdict."""
+    if judged_by == exact.name:
+        return [[None if a.reward is None else a.reward == 1.0 for a in attempts] for attempts in found]
+    judged = exact.judge(
+        [
+            (problem, [Answer(attempt.output, attempt.stop_reason, attempt.steps) for attempt in attempts])
+            for problem, attempts in zip(problems, found, strict=True)
+        ]
+    )
+    return [[None if one.reward is None else one.reward == 1.0 for one in row] for row in judged]
+
+
+def _run_of(seed: int) -> Run:
+    """Generation 0 for all: the same noise for every student."""
+    return Run(seed, 0, "evaluate")
 
 
 def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
     sections = [
         params.seed, params.generation, params.evaluate.model_dump(mode="json"), params.reward.model_dump(),
-        params.generate.max_new_tokens, params.problems.model_dump(mode="json"),
+        params.generate.max_new_tokens, params.problems.model_dump(mode="json"), params.filter.threshold,
     ]  # fmt: skip
     inputs = [layout.problems, layout.student, layout.lineage / "champion.json"]
+    inputs += models.reward_inputs(params, models.newest_reward_model(params, layout))
     mark = fingerprint("evaluate", _SOURCES, sections, inputs, numerics(params.execution))
     units = [
         problems[start : start + _UNIT]
@@ -178,13 +200,6 @@ def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
         for start in range(0, len(problems), _UNIT)
     ]
     return units, Units(layout, params.generation, "evaluate", mark)
-
-
-def _measure(
-    params: Params, layout: Layout, student: str, problems: list[Problem], hooks: Hooks
-) -> tuple[list[dict[str, Any]], collapse.HealthTally, Cost]:
-    sampler = models.load_sampler(str(layout.student), student, params.execution)
-    return measure(params, sampler, problems, hooks)
 
 
 def _summarise(params: Params, outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -197,7 +212,7 @@ def _summarise(params: Params, outcomes: list[dict[str, Any]]) -> list[dict[str,
         {
             "snapshot": rows[0]["snapshot"],
             "generation": params.generation,
-            "searcher": "greedy" if metric == "greedy" else best_of_n.NAME,
+            "searcher": "greedy" if metric == "greedy" else BestOfN.name,
             "budget": budget,
             "split": split,
             "metric": metrics.metric_key(metric, budget),
@@ -239,7 +254,10 @@ def _metrics(
     measured_at = {"samples": params.evaluate.budgets[-1], "temperature": params.evaluate.temperature}
     # Diversity at another budget or temperature is another quantity.
     comparable = (held.get("collapse") or {}).get("measured_at") == measured_at
-    health_before = held["collapse"] if comparable else None
+    health_before = dict(held["collapse"]) if comparable else None
+    judged_by = {"reward": params.reward.model_dump(mode="json"), "threshold": params.filter.threshold}
+    if health_before is not None and health_before.get("judged_by") != judged_by:
+        health_before.pop("overrated", None)
     return {
         "generation": params.generation,
         "snapshot": snapshot,
@@ -251,9 +269,11 @@ def _metrics(
             "difference": decision.difference.as_dict() if decision.difference else None,
             "reason": decision.reason,
         },
+        "undecided": sum(fact["undecided"] for fact in facts),
         "collapse": {
             **health,
             "measured_at": measured_at,
+            "judged_by": judged_by,
             "alarms": collapse.alarms(health, health_before, valid, valid_before, params.evaluate.budgets[-1]),
         },
     }

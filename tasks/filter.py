@@ -1,8 +1,9 @@
 """filter: which attempts become labels. Everything dropped has its reason in `rejected`; nothing is edited.
 
-An attempt is a label if it ended by itself, its problem is a training problem, its reward reaches the threshold, no
-earlier attempt at the problem gave the same canonical answer, and the problem has not had its share yet. Attempts of a
-problem lie together, so the stage streams: it holds one problem's attempts at a time.
+An attempt is a label if it ended by itself, its problem is a training problem of the wanted difficulty, its reward
+reaches the threshold, no earlier attempt at the problem teaches the same, and the problem has not had its share yet.
+Where answers voted, all that voted for a label's answer are its parents. Attempts of a problem lie together, so the
+stage streams: it holds one problem's attempts at a time.
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from flywheel import params as parameters
+from flywheel import sections
 from flywheel.params import Params
+from flywheel.problems.domain import Domain
 from flywheel.records import Label, content_id, label_id
 from storage.layout import Layout
 from storage.rows import label_row, parent_rows
 from storage.schemas import ATTEMPTS, LABEL_PARENTS, LABELS, PROBLEMS, REJECTED
 from storage.tables import TableWriter, read_batches, replace_folder
+from tasks import models
 from tasks.stage import Hooks, Report, Stamp, fingerprint, main
 
-_SOURCES = ("flywheel.records", "storage.rows", "storage.schemas", "storage.tables", "tasks.filter")
+_SOURCES = (
+    "flywheel.problems", "flywheel.records", "storage.rows", "storage.schemas", "storage.tables",
+    "tasks.models", "tasks.filter",
+)  # fmt: skip
+VOTES = "majority"
+"""The `reward_source` of answers that voted."""
 _COLUMNS = [
     "attempt_id", "problem_id", "generation", "teacher", "searcher", "prompt", "prompt_ids", "output", "token_ids",
     "tokenizer", "stop_reason", "status", "answer", "reward", "reward_source",
@@ -36,7 +44,12 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
     mark = fingerprint(
         "filter",
         _SOURCES,
-        [params.seed, generation, section.threshold, section.per_problem],
+        [
+            params.seed,
+            generation,
+            params.problems.model_dump(mode="json"),
+            section.model_dump(mode="json", exclude={"window"}),
+        ],
         [layout.problems, layout.attempts],
         "",
     )
@@ -46,6 +59,7 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
     start = time.monotonic()
     new = layout.tmp / f"labels-{uuid.uuid4().hex[:8]}"
     training = _training_problems(layout)
+    domain = models.domain_of(params.problems)
     seen = kept = 0
     reasons: dict[str, int] = {}
     with (
@@ -56,8 +70,8 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
         for attempts in _by_problem(layout):
             hooks.should_stop()
             seen += len(attempts)
-            chosen, dropped = select(attempts, section, attempts[0]["problem_id"] in training)
-            made = [_label(attempt, generation) for attempt in chosen]
+            chosen, dropped = select(attempts, section, attempts[0]["problem_id"] in training, domain)
+            made = [_label(attempt, attempts, generation, domain) for attempt in chosen]
             kept += len(made)
             labels.write([label_row(label) for label in made])
             parents.write([row for label in made for row in parent_rows(label)])
@@ -78,39 +92,61 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
 
 
 def select(
-    attempts: list[dict[str, Any]], section: parameters.Filter, is_training: bool
+    attempts: list[dict[str, Any]], section: sections.Filter, is_training: bool, domain: Domain
 ) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], str]]]:
     """One problem's attempts: (kept, [(dropped, reason)]). Higher rewards first, then the earlier attempt."""
     kept: list[dict[str, Any]] = []
     dropped = []
-    answers = set()
+    contents = set()
+    too_easy_or_hard = _wrong_difficulty(attempts, section)
     for attempt in sorted(attempts, key=lambda a: -(a["reward"] if a["reward"] is not None else -1e300)):
+        content = None if attempt["answer"] is None else domain.content(attempt["output"], attempt["answer"])
         if not is_training:
             reason = "not a training problem"
         elif attempt["stop_reason"] == "length":
             reason = "truncated"
-        elif attempt["status"] == "timeout" or attempt["reward"] is None:
-            reason = "not judged"
-        elif attempt["answer"] is None:
+        elif attempt["reward"] is None:
+            reason = f"not judged: {attempt['status']}"
+        elif content is None:
             reason = "malformed"
         elif attempt["reward"] < section.threshold:
             reason = "below threshold"
-        elif attempt["answer"] in answers:
+        elif too_easy_or_hard is not None:
+            reason = too_easy_or_hard
+        elif content in contents:
             reason = "same answer as another"
         elif section.per_problem is not None and len(kept) >= section.per_problem:
             reason = "over the share of its problem"
         else:
-            answers.add(attempt["answer"])
+            contents.add(content)
             kept.append(attempt)
             continue
         dropped.append((attempt, reason))
     return kept, dropped
 
 
-def _label(attempt: dict[str, Any], generation: int) -> Label:
-    content = content_id(attempt["problem_id"], attempt["answer"])
+def _wrong_difficulty(attempts: list[dict[str, Any]], section: sections.Filter) -> str | None:
+    """Why the problem is left out by its pass rate, a share of the judged attempts; None where it is not. A solver's
+    attempts say nothing of difficulty."""
+    judged = [attempt for attempt in attempts if attempt["reward"] is not None]
+    if section.pass_rate is None or not judged or judged[0]["stop_reason"] == "finished":
+        return None
+    rate = sum(attempt["reward"] >= section.threshold for attempt in judged) / len(judged)
+    low, high = section.pass_rate
+    return "pass rate too low" if rate <= low else "pass rate too high" if rate >= high else None
+
+
+def _label(attempt: dict[str, Any], attempts: list[dict[str, Any]], generation: int, domain: Domain) -> Label:
+    content = content_id(attempt["problem_id"], domain.content(attempt["output"], attempt["answer"]))
+    parents = [(attempt["attempt_id"], "attempt")]
+    if attempt["reward_source"] == VOTES:
+        parents += [
+            (other["attempt_id"], "vote")
+            for other in attempts
+            if other["answer"] == attempt["answer"] and other is not attempt
+        ]
     return Label(
-        label_id=label_id([attempt["attempt_id"]], "answer", {}, content),
+        label_id=label_id([parent for parent, _ in parents], "answer", {}, content),
         content_id=content,
         kind="seed" if attempt["stop_reason"] == "finished" else "policy",
         problem_id=attempt["problem_id"],
@@ -125,7 +161,7 @@ def _label(attempt: dict[str, Any], generation: int) -> Label:
         prompt_ids=tuple(attempt["prompt_ids"]),
         completion_ids=tuple(attempt["token_ids"]),
         tokenizer=attempt["tokenizer"],
-        parents=((attempt["attempt_id"], "attempt"),),
+        parents=tuple(parents),
     )
 
 

@@ -1,8 +1,8 @@
 """generate: the teacher searches; every attempt is kept, with its reward and its price.
 
-The problems of a generation are drawn from the training split and cut into batch units; a shard is a run of whole
-units. A unit is written once and found again after a crash. Generation 0 has no teacher yet: the domain's own solver
-gives the seed attempts.
+The problems of a generation are drawn from the training split (`tasks.curriculum`) and cut into batch units; a shard is
+a run of whole units. A unit is written once and found again after a crash. Generation 0 has no teacher yet: the
+domain's own solver gives the seed attempts, judged exactly.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import pyarrow.parquet as pq
 from flywheel.compute import Cost
 from flywheel.errors import ConfigError
 from flywheel.params import Params
-from flywheel.problems import domain as domains
 from flywheel.problems.domain import Domain
 from flywheel.records import Attempt, Problem, digest
-from flywheel.rewards import reward as rewards
-from flywheel.search import best_of_n, solver
-from flywheel.search.protocols import Run
+from flywheel.rewards.exact import Exact
+from flywheel.search import searcher as searchers
+from flywheel.search import solver
+from flywheel.search.protocols import Run, not_told
+from storage import judge
 from storage.layout import Layout
-from storage.rows import attempt_row, read_problems
+from storage.rows import attempt_row
 from storage.schemas import ATTEMPTS
 from storage.tables import TableWriter, replace_folder
 from tasks import models
+from tasks.curriculum import chosen
 from tasks.stage import (
     Hooks,
     Report,
@@ -50,29 +52,29 @@ _SOURCES = (
     "storage.rows",
     "storage.schemas",
     "storage.tables",
+    "tasks.curriculum",
+    "tasks.models",
     "tasks.generate",
 )
 
 
 def solver_snapshot(params: Params) -> str:
     """What stands for a model where the domain's own solver made the labels."""
-    domain = domains.load(params.problems)
+    domain = models.domain_of(params.problems)
     return digest("solver", domain.name, domain.version)
 
 
-def chosen(params: Params, layout: Layout) -> list[Problem]:
-    """The training problems of this generation, in the order of their ids."""
-    problems = read_problems(layout.problems, ["train"])
-    count = params.seed_labels.problems if params.generation == 0 else params.generate.problems
-    # The seed problems are one fixed draw; later generations draw anew.
-    drawn = sorted(problems, key=lambda p: digest("chosen", params.seed, params.generation, p.problem_id))[:count]
-    return sorted(drawn, key=lambda p: p.problem_id)
+def check(params: Params) -> None:
+    """Refuse a searcher and a reward that do not fit, before anything is done. Raises ConfigError."""
+    searchers.check_pair(searchers.load(params.generate, params.reward), params.reward)
 
 
 def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Hooks = Hooks()) -> Report:  # noqa: B008
     """Do one shard's units, those that are not done yet."""
     units, work = _open(params, layout)
-    domain = domains.load(params.problems)
+    if params.generation > 0 and models.own_reward(params):
+        judge.verify(layout)
+    domain = models.domain_of(params.problems)
     mine = my_units(len(units), shard, shards)
     seconds, made, done = 0.0, [], 0
     total = sum(len(units[number]) for number in mine)
@@ -86,7 +88,12 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
                 number,
                 [attempt_row(attempt) for attempt in attempts],
                 ATTEMPTS,
-                {"cost": cost_fact(cost), "seconds": spent, "right": sum(a.reward == 1.0 for a in attempts)},
+                {
+                    "cost": cost_fact(cost),
+                    "seconds": spent,
+                    "passed": sum((a.reward or 0.0) >= params.filter.threshold for a in attempts),
+                    "unjudged": sum(a.reward is None for a in attempts),
+                },
             )
         fact = work.facts(number)
         made.append(fact)
@@ -127,7 +134,11 @@ def finish(params: Params, layout: Layout) -> Report:
         rows_in=sum(len(unit) for unit in units),
         rows_out=writer.rows,
         numerics=numerics(params.execution),
-        notes={"attempts": writer.rows, "right": sum(fact["right"] for fact in facts)},
+        notes={
+            "attempts": writer.rows,
+            "passed": sum(fact["passed"] for fact in facts),
+            **_counted("not judged", sum(fact["unjudged"] for fact in facts)),
+        },
     )
     stamp.write(report)
     return report
@@ -137,6 +148,10 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
     """The whole stage: every shard, then `finish`."""
     run_shard(params, layout, 0, 1, hooks)
     return finish(params, layout)
+
+
+def _counted(name: str, count: int) -> dict[str, int]:
+    return {name: count} if count else {}
 
 
 def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
@@ -149,8 +164,11 @@ def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
         params.generate.model_dump(),
         params.reward.model_dump(),
         params.problems.model_dump(mode="json"),
+        params.filter.threshold,
     ]
-    inputs = [layout.problems, layout.parent, layout.lineage / "teacher.json"]
+    inputs = [layout.problems, layout.parent, layout.lineage / "teacher.json", layout.lineage / "tried.json"]
+    if params.generation > 0:
+        inputs += models.reward_inputs(params, layout.judge)
     mark = fingerprint("generate", _SOURCES, sections, inputs, numerics(params.execution))
     work = Units(layout, params.generation, "generate", mark)
     return [problems[start : start + size] for start in range(0, len(problems), size)], work
@@ -160,11 +178,11 @@ def _attempts(
     params: Params, layout: Layout, domain: Domain, problems: list[Problem], hooks: Hooks
 ) -> tuple[list[Attempt], Cost]:
     """One unit, searched by the teacher, or by the solver where there is none yet."""
-    reward, run = rewards.load(params.reward, domain), Run(params.seed, params.generation)
+    run = Run(params.seed, params.generation)
     if params.generation == 0:
         encoder = models.load_sampler(str(layout.parent), None, params.execution)
         count = params.seed_labels.per_problem
-        labels = solver.search(problems, domain, solver_snapshot(params), encoder, reward, run, count=count)
+        labels = solver.search(problems, domain, solver_snapshot(params), encoder, Exact(domain), run, count=count)
         longest = max((len(attempt.token_ids) for attempt in labels), default=0)
         if longest > params.generate.max_new_tokens:
             raise ConfigError(
@@ -174,16 +192,11 @@ def _attempts(
                 ]
             )
         return labels, Cost()
-    found, cost = best_of_n.search(
-        problems,
-        domain,
-        models.load_teacher(layout, params.execution),
-        reward,
-        run,
-        samples=params.generate.samples,
-        temperature=params.generate.temperature,
-        max_new_tokens=params.generate.max_new_tokens,
-        should_stop=hooks.should_stop,
+    reward = models.load_reward(params, domain, layout.judge)
+    searcher = searchers.load(params.generate, params.reward)
+    teacher = models.load_teacher(params, layout)
+    found, cost = searcher.search(
+        problems, domain, teacher, reward, run, should_stop=hooks.should_stop, finished=not_told
     )
     return [attempt for row in found for attempt in row], cost
 

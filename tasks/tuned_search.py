@@ -1,4 +1,5 @@
-"""The search to beat, at its best: generation 0's best-of-N at the temperature that does best on valid."""
+"""The search to beat, at its best: generation 0's best-of-N by the exact check, at the temperature that does best on
+valid."""
 
 from __future__ import annotations
 
@@ -9,11 +10,10 @@ from typing import Any
 from flywheel.evaluation import intervals, metrics
 from flywheel.models.checkpoints import weights_digest
 from flywheel.params import Params
-from flywheel.problems import domain as domains
 from flywheel.records import Problem
-from flywheel.rewards import reward as rewards
-from flywheel.search import best_of_n
-from flywheel.search.protocols import Run
+from flywheel.rewards.exact import Exact
+from flywheel.search.best_of_n import BestOfN
+from flywheel.search.protocols import Run, Sampling
 from storage.layout import Layout
 from storage.rows import read_problems
 from tasks import models
@@ -36,22 +36,16 @@ def run(params: Params, layout: Layout, student: Path, hooks: Hooks = Hooks()) -
 
     def solved(problems: list[Problem], temperature: float) -> dict[str, float]:
         nonlocal done
-        domain = domains.load(params.problems)
-        reward = rewards.load(params.reward, domain)
+        domain = models.domain_of(params.problems)
+        searcher = BestOfN(budget, Sampling(temperature), params.generate.max_new_tokens)
         found = {}
         for first in range(0, len(problems), _UNIT):
             unit = problems[first : first + _UNIT]
-            rows, _ = best_of_n.search(
-                unit, domain, sampler, reward, Run(params.seed, 0, "evaluate"), samples=budget,
-                temperature=temperature, max_new_tokens=params.generate.max_new_tokens, should_stop=hooks.should_stop,
-            )  # fmt: skip
+            rows, _ = searcher.search(
+                unit, domain, sampler, Exact(domain), Run(params.seed, 0, "evaluate"), should_stop=hooks.should_stop
+            )
             for problem, attempts in zip(unit, rows, strict=True):
-                best = metrics.best_of([attempt.reward for attempt in attempts])
-                answer = attempts[best] if best is not None else None
-                right = (
-                    answer is not None and domain.check(problem, answer.output).right and answer.stop_reason == "eos"
-                )
-                found[problem.problem_id] = float(right)
+                found[problem.problem_id] = float(any(attempt.reward == 1.0 for attempt in attempts))
             done += len(unit)
             hooks.progress(done, total)
         return found

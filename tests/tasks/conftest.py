@@ -48,10 +48,12 @@ def tiny() -> Params:
 def layout(tmp_path: Path, tiny: Params) -> Layout:
     """A folder laid out for generation 1, with its problems but no attempts yet."""
     made = Layout(tmp_path / "registry")
-    snapshot = language.create(tiny.model, domains.load(tiny.problems).vocabulary(), 3, made.parent)
+    domain = domains.load(tiny.problems)
+    snapshot = language.create(tiny.model, domain.vocabulary(), domain.corpus(), 3, made.parent)
     made.lineage.mkdir()
     made.params.write_text(parameters.dump(tiny), encoding="utf-8")
     teacher = {"kind": "champion", "source": None, "snapshot": snapshot, "generation": 0}
     (made.lineage / "teacher.json").write_text(json.dumps(teacher))
+    (made.lineage / "tried.json").write_text(json.dumps({"generations": []}))
     problems.run(tiny, made)
     return made

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flywheel import params as parameters
 from flywheel.errors import Interrupted
 from flywheel.params import Params
+from flywheel.problems.domain import load as load_domain
 from flywheel.records import content_id
 from storage.layout import Layout
 from storage.rows import read_problems
@@ -22,6 +23,7 @@ from tasks import filter as filtering
 from tasks.stage import Hooks
 
 SECTION = parameters.Filter(threshold=0.5, per_problem=2)
+DOMAIN = load_domain(parameters.Problems())
 
 
 def row(index: int, problem: str = "p", **changes: Any) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def reasons(
     attempts: list[dict[str, Any]], section: parameters.Filter = SECTION, training: bool = True
 ) -> dict[int, str]:
     """Index of each attempt to `kept` or why not."""
-    kept, dropped = filtering.select(attempts, section, training)
+    kept, dropped = filtering.select(attempts, section, training, DOMAIN)
     found = {attempt["index"]: "kept" for attempt in kept}
     return found | {attempt["index"]: reason for attempt, reason in dropped}
 
@@ -58,7 +60,7 @@ def test_each_reason_once() -> None:
     assert reasons(attempts) == {
         0: "kept",
         1: "truncated",
-        2: "not judged",
+        2: "not judged: timeout",
         3: "malformed",
         4: "below threshold",
         5: "same answer as another",
@@ -74,16 +76,54 @@ def test_a_truncated_attempt_is_never_kept_whatever_its_reward() -> None:
 
 def test_higher_rewards_come_first_then_earlier_attempts() -> None:
     attempts = [row(0, reward=0.6), row(1, reward=0.9), row(2, reward=0.9), row(3, reward=1.0)]
-    kept, _ = filtering.select(attempts, SECTION, True)
+    kept, _ = filtering.select(attempts, SECTION, True, DOMAIN)
     assert [attempt["index"] for attempt in kept] == [3, 1]
     # Of one answer found twice the better rewarded attempt stands for it.
-    kept, _ = filtering.select([row(0, reward=0.6, answer="x"), row(1, reward=0.9, answer="x")], SECTION, True)
+    both = [row(0, reward=0.6, answer="x"), row(1, reward=0.9, answer="x")]
+    kept, _ = filtering.select(both, SECTION, True, DOMAIN)
     assert [attempt["index"] for attempt in kept] == [1]
 
 
 def test_no_limit_keeps_every_different_answer() -> None:
     section = parameters.Filter(threshold=0.0, per_problem=None)
     assert set(reasons([row(index) for index in range(50)], section).values()) == {"kept"}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "says"),
+    [
+        ([0.0, 0.0, 0.0, 0.0], "below threshold"),
+        ([1.0, 0.0, 0.0, 0.0], "pass rate too low"),
+        ([1.0, 1.0, 0.0, 0.0], "kept"),
+        ([1.0, 1.0, 1.0, 0.0], "pass rate too high"),
+        ([1.0, 1.0, 1.0, 1.0], "pass rate too high"),
+    ],
+)
+def test_the_pass_rate_must_lie_strictly_between_its_bounds(rewards: list[float], says: str) -> None:
+    section = parameters.Filter(threshold=0.5, pass_rate=(0.25, 0.75))
+    attempts = [row(index, reward=reward) for index, reward in enumerate(rewards)]
+    assert reasons(attempts, section)[0] == says
+    unjudged = [*attempts, *[row(9, reward=None, status="failed"), row(10, reward=None, status="failed")]]
+    assert reasons(unjudged, section)[0] == says, "attempts without a verdict say nothing of difficulty"
+    solved = [row(0, stop_reason="finished")]
+    assert reasons(solved, section) == {0: "kept"}, "nor does the solver"
+
+
+def test_all_that_voted_for_a_label_are_its_parents(layout: Layout, tiny: Params) -> None:
+    train = read_problems(layout.problems, ["train"])[0].problem_id
+    votes = {"reward_source": "majority"}
+    put(layout, [
+        row(0, train, answer="x", reward=0.0, **votes), row(1, train, answer="y", reward=0.6, **votes),
+        row(2, train, answer="y", reward=0.6, **votes), row(3, train, answer="y", reward=0.6, **votes),
+    ])  # fmt: skip
+    changed = tiny.model_copy(update={"filter": parameters.Filter(threshold=0.5)})
+    filtering.run(changed, layout)
+    (label,) = read_rows(layout.labels(1) / "labels", LABELS)
+    parents = read_rows(layout.labels(1) / "label_parents", LABEL_PARENTS)
+    assert [(p["parent_id"], p["role"]) for p in parents] == [
+        (f"{train}-1", "attempt"), (f"{train}-2", "vote"), (f"{train}-3", "vote"),
+    ]  # fmt: skip
+    assert {p["label_id"] for p in parents} == {label["label_id"]}
 
 
 _attempt = st.fixed_dictionaries(
@@ -100,7 +140,7 @@ _attempt = st.fixed_dictionaries(
 @given(st.lists(_attempt, max_size=12), st.integers(1, 4) | st.none(), st.booleans())
 def test_each_attempt_is_kept_or_rejected(changes: list[dict[str, Any]], limit: int | None, training: bool) -> None:
     attempts = [row(index, **change) for index, change in enumerate(changes)]
-    kept, dropped = filtering.select(attempts, parameters.Filter(threshold=0.5, per_problem=limit), training)
+    kept, dropped = filtering.select(attempts, parameters.Filter(threshold=0.5, per_problem=limit), training, DOMAIN)
     indices = [attempt["index"] for attempt in kept] + [attempt["index"] for attempt, _ in dropped]
     assert sorted(indices) == list(range(len(attempts)))
     assert len(kept) <= (limit or 12) * training

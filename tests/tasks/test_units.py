@@ -15,6 +15,7 @@ from flywheel.errors import FlywheelError, Interrupted, ModelError
 from flywheel.models import language
 from flywheel.params import Params
 from flywheel.problems import domain as domains
+from flywheel.search.best_of_n import BestOfN
 from storage.layout import Layout
 from storage.rows import read_problems
 from storage.schemas import ATTEMPTS, REJECTED
@@ -84,13 +85,13 @@ def test_attempts_lie_by_problem_in_the_order_of_ids(layout: Layout, tiny: Param
 def count_searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many problems each search from here on was given."""
     searched: list[int] = []
-    search = generate.best_of_n.search
+    search = BestOfN.search
 
-    def counting(problems: list[object], *args: object, **options: object) -> object:
+    def counting(self: BestOfN, problems: list[object], *args: object, **options: object) -> object:
         searched.append(len(problems))
-        return search(problems, *args, **options)  # type: ignore[arg-type]
+        return search(self, problems, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(generate.best_of_n, "search", counting)
+    monkeypatch.setattr(BestOfN, "search", counting)
     return searched
 
 
@@ -195,7 +196,7 @@ def test_each_generation_draws_its_own_problems(layout: Layout, tiny: Params) ->
 
 def test_a_teacher_that_is_not_the_one_lineage_names(layout: Layout, tiny: Params) -> None:
     shutil.rmtree(layout.parent)
-    other = language.create(tiny.model, domains.load(tiny.problems).vocabulary(), 4, layout.parent)
+    other = language.create(tiny.model, domains.load(tiny.problems).vocabulary(), (), 4, layout.parent)
     with pytest.raises(ModelError, match=f"holds weights {other}, expected"):
         generate.run(tiny, layout)
     teacher = json.loads((layout.lineage / "teacher.json").read_text())
