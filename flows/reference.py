@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def _rows(model: Any, names: list[str]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value).replace("True", "true")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return json.dumps(value) if isinstance(value, str) and "\n" in value else str(value).replace("True", "true")
 
 
 def commands_page() -> str:
@@ -70,7 +73,7 @@ def commands_page() -> str:
         "| 3 | the registry is held by another process, or in conflict |",
         "| 130 | interrupted; `flywheel run` goes on from there |",
         "",
-        "Written from `flows/cli.py` by `python -m flows.reference`.",
+        "Written from `flows/commands/` by `python -m flows.reference`.",
     ]
     for name, command in group.commands.items():
         lines += ["", f"## flywheel {name}", "", " ".join((command.help or "").split()), ""]

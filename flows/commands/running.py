@@ -1,0 +1,109 @@
+"""Making a registry and running generations in it: init, run, status."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands import output
+from flows.commands.options import DEFAULT_REGISTRY, Json, Overrides, Preset, RegistryPath
+from flywheel.errors import InputError
+
+if TYPE_CHECKING:
+    from storage.registry import Registry
+
+
+def init(registry: RegistryPath = DEFAULT_REGISTRY, preset: Preset = "countdown", set_: Overrides = None,
+         as_json: Json = False) -> None:  # fmt: skip
+    """Make a registry: a git + DVC repository with the recipe of one generation."""
+    made = make(registry, preset, set_ or [])
+    output.show(as_json, {"registry": str(made.root), "preset": preset}, f"Made a registry in {made.root} ({preset}).")
+
+
+def run(
+    registry: RegistryPath = DEFAULT_REGISTRY,
+    generations: Annotated[int | None, typer.Option("--generations", "-n", min=1, help="How many more.")] = None,
+    set_: Overrides = None,
+    preset: Annotated[str | None, typer.Option(help="For a new registry; countdown if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run generations beyond the last published one; makes the registry if there is none, goes on with one cut off."""
+    from flows import display, progress, server, stop
+    from flywheel import params
+    from flywheel.models import language
+    from storage import lock
+    from storage.registry import Registry
+
+    if registry.exists() and any(registry.iterdir()):
+        opened = Registry.open(registry)
+        _check_preset(opened, preset)
+        params.load(opened.layout.params, set_)
+    else:
+        opened = make(registry, preset or "countdown", set_ or [])
+    out, notes = output.console(), output.console(stderr=True)
+    with lock.hold(opened, "run"), stop.on_signals():
+        quiet_prefect()
+        started = server.start_early(opened.layout)
+        language.warm_up()
+        with server.own_server(opened.layout, started):
+            from flows.campaign import campaign
+
+            terminal = display.Terminal(out, notes, quiet_rows=as_json)
+            with terminal.showing(), progress.listening(terminal):
+                rows = campaign(str(opened.root), generations, set_ or [])
+    if as_json:
+        output.print_json({"registry": str(opened.root), "generations": rows})
+        return
+    if rows:
+        out.print()
+        out.print(display.overhead_sentence(rows), highlight=False, soft_wrap=True)
+        summary = summary_of(opened)
+        if summary is not None:
+            out.print(summary["sentence"], style="bold", highlight=False, soft_wrap=True)
+
+
+def status(registry: RegistryPath = DEFAULT_REGISTRY, as_json: Json = False) -> None:
+    """What runs, what holds the registry, what is next: a line each."""
+    from flows.status import status as read_status
+    from storage.registry import Registry
+
+    found = read_status(Registry.open(registry))
+    output.show(as_json, found.document, "\n".join(found.lines))
+
+
+def make(registry: Path, preset: str, overrides: list[str]) -> Registry:
+    """A new registry from a preset with its overrides."""
+    from storage import recipes
+    from storage.registry import Registry
+
+    return Registry.init(registry, recipes.recipe(preset, overrides), recipes.recipe_text(), preset)
+
+
+def _check_preset(opened: Registry, preset: str | None) -> None:
+    """A preset is chosen when a registry is made."""
+    made = json.loads(opened.layout.marker.read_text(encoding="utf-8")).get("preset")
+    if preset is not None and preset != made:
+        raise InputError(
+            f"{opened.root} was made with preset {made}, got --preset {preset}; "
+            "name a new folder with --registry, or change single params with --set"
+        )
+
+
+def quiet_prefect() -> None:
+    """An error is told once, by `main`; Prefect would print its traceback for every flow it passes through."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+
+
+def summary_of(opened: Registry) -> dict[str, Any] | None:
+    """What the campaign came to, `flows.summary`'s document; None before there is anything to say."""
+    from flows.summary import summarise
+    from flywheel import params
+    from storage.history import history as read_history
+
+    budget = params.load(opened.layout.params).generate.samples
+    summary = summarise(opened, read_history(opened), budget)
+    return summary.as_dict() if summary else None
