@@ -19,7 +19,7 @@ from flows.progress import Tracker
 from flywheel import params as parameters
 from flywheel.errors import Interrupted, RegistryBusy
 from flywheel.params import Params, folder_name
-from storage import git, history, ledger, lock, prepare, recovery, tracking
+from storage import git, history, ledger, lock, prepare, recipes, recovery, tracking
 from storage.layout import tag_name
 from storage.registry import Registry
 
@@ -64,7 +64,7 @@ def campaign(
             tracker.note(sentence)
         # Published by recovery: cut off before, so they count; generation 0 is nobody's that was asked for.
         finished = len({number for number in opened.generations() if number > 0} - before)
-        params = parameters.load(opened.layout.params, overrides)
+        params = recipes.absolute(parameters.load(opened.layout.params, overrides))
         try:
             return _turn(opened, params, until_plateau, generations, finished, tracker)
         except Interrupted:

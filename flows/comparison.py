@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ def compare(
         for name, outcome in contenders.items():
             values.setdefault(name, []).extend(outcome[problem] for problem in problems)
         spent.append(
-            sum(sum(row["stages"].get(stage, 0.0) for stage in ("generate", "train")) for row in history(registry))
+            sum(
+                sum(row["stages"].get(stage, 0.0) for stage in ("generate", "train", "supervise"))
+                for row in history(registry)
+            )
         )
     student = values["student at once"]
     result = {
@@ -72,21 +75,8 @@ def compare(
 
 
 def _run(root: Path, seed: int, preset: str, overrides: list[str], say: Callable[[str], None]) -> Registry:
-    changes = [f"--set={change}" for change in (*overrides, f"seed={seed}")]
-    if not (root / "flywheel.json").exists():
-        _flywheel("init", "--registry", str(root), "--preset", preset, *changes)
-    registry = Registry.open(root)
-    held = parameters.load(root / "params.yaml")
-    recipe = parameters.parse(parameters.apply(recipes.load_preset(preset), [*overrides, f"seed={seed}"]))
-    if held.for_generation(0, None).digest() != recipe.digest():
-        raise InputError(
-            f"{root} was made with another recipe; give --out a new folder, or the preset and --set of then"
-        )
-    wanted = recipe.campaign.generations
-    head = registry.head_generation()
-    if head is None or head < wanted:
-        say(f"seed {seed}: generations {0 if head is None else head + 1} to {wanted}")
-        _flywheel("run", "--registry", str(root), "--generations", str(wanted - (head or 0)))
+    registry = run_campaign(root, seed, preset, overrides, say)
+    wanted = parameters.load(root / "params.yaml").campaign.generations
     for name in _CONTROLS:
         path = root / "controls" / f"{name}-seed-{seed}.json"
         done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -94,6 +84,36 @@ def _run(root: Path, seed: int, preset: str, overrides: list[str], say: Callable
             say(f"seed {seed}: control {name}")
             _flywheel("control", name, "--registry", str(root))
     return registry
+
+
+def run_campaign(
+    root: Path, seed: int, preset: str, overrides: Sequence[str], say: Callable[[str], None]
+) -> Registry:  # fmt: skip
+    """A registry in `root` with `campaign.generations` generations of this recipe; what is missing is made. Raises
+    InputError where it was made with another recipe."""
+    changes = [f"--set={change}" for change in (*overrides, f"seed={seed}")]
+    if not (root / "flywheel.json").exists():
+        _flywheel("init", "--registry", str(root), "--preset", preset, *changes)
+    registry = Registry.open(root)
+    held = parameters.load(root / "params.yaml")
+    recipe = recipes.recipe(preset, [*overrides, f"seed={seed}"])
+    if held.for_generation(0, None).digest() != recipe.digest():
+        raise InputError(
+            f"{root} was made with another recipe; give --out a new folder, or the preset and --set of then"
+        )
+    wanted = recipe.campaign.generations
+    head = registry.head_generation()
+    if head is None or head < wanted:
+        say(f"{root.parent.name} seed {seed}: generations {0 if head is None else head + 1} to {wanted}")
+        _flywheel("run", "--registry", str(root), "--generations", str(wanted - (head or 0)))
+    return registry
+
+
+def champion_outcomes(registry: Registry) -> dict[str, float]:
+    """Whether the champion at the head, answering at once, solves each test problem."""
+    last = [row for row in history(registry) if row["status"] != "abandoned"][-1]["champion"]
+    sql = _GREEDY.format(first=last, last=last)
+    return {row["problem_id"]: row["value"] for row in query(registry, sql).rows}
 
 
 def _flywheel(*arguments: str) -> None:

@@ -30,7 +30,7 @@ from tasks import tuned_search
 from tasks.stage import Hooks
 
 NAMES = (*controls.NAMES, tuned_search.NAME)
-_COMPARED = ("generate", "train")
+_COMPARED = ("generate", "train", "supervise")
 
 
 @flow(name="control", flow_run_name="control {name}", validate_parameters=False)
@@ -69,7 +69,7 @@ def _measure(name: str, root: str, budget_flops: float, tracker: Any) -> dict[st
     hooks = Hooks(tell, stop.check)
     if name != tuned_search.NAME:
         return controls.run(name, params, opened.layout, budget_flops, hooks)
-    student = _student(opened, 0)
+    student = copy_model(opened, 0, "student")
     try:
         return tuned_search.run(params, opened.layout, student, hooks)
     finally:
@@ -83,13 +83,18 @@ def _spent(opened: Registry, head: int) -> float:
     return sum(ledger.flops(rows).values())
 
 
-def _student(opened: Registry, generation: int) -> Path:
-    """A published student, linked out of the cache into scratch; the caller removes it."""
+def copy_model(opened: Registry, generation: int, output: str) -> Path:
+    """A published model (`student`, `reward_model`), copied out of the cache into scratch; the caller removes it.
+    Raises InputError where the generation made none."""
     text = git.read_many(opened.root, [f"{tag_name(generation)}:dvc.lock"])[0]
     assert text is not None, tag_name(generation)
-    output = cache.lock_outputs(text.decode())["student"]
-    folder = opened.layout.tmp / f"student-{uuid.uuid4().hex[:8]}"
-    for name, md5 in cache.tree(opened, output).items():
+    outputs = cache.lock_outputs(text.decode())
+    if output not in outputs:
+        raise InputError(
+            f"gen/{generation} made no {output}; set supervise.enabled for a generation, or take one that has it"
+        )
+    folder = opened.layout.tmp / f"{output}-{uuid.uuid4().hex[:8]}"
+    for name, md5 in cache.tree(opened, outputs[output]).items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(cache.cache_path(opened, md5), target)

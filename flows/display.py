@@ -30,7 +30,8 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
     """One generation in words: labels kept, accuracy on test at each runtime budget, executed FLOPs, time."""
     test = row["metrics"]["test"]
     stages = row["stages"]
-    shown = ["greedy", *(key for key in test if key.startswith(("best@", "oracle@")))]
+    kind = next(kind for kind in ("best@", "oracle@", "majority@") if any(key.startswith(kind) for key in test))
+    shown = ["greedy", *(key for key in test if key.startswith(kind))]
     shown.sort(key=lambda key: int(key.partition("@")[2] or 0))
     seconds = row.get("seconds") or {}
     return {
@@ -39,6 +40,7 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
         **{key: f"{test[key]['value']:.3f}" for key in shown if key in test},
         "search": f"{stages['generate']:.2g}",
         "training": f"{stages['train']:.2g}",
+        **({"reward model": f"{stages['supervise']:.2g}"} if stages.get("supervise") else {}),
         "evaluation": f"{stages['evaluate']:.2g}",
         "time": f"{seconds['total']:.0f} s" if seconds else "",
         "champion": "yes" if row["promoted"] else "no",
@@ -48,8 +50,8 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A markdown table of generations."""
     cells = [columns(row) for row in rows]
-    names = list(cells[0])
-    lines = [names, ["---"] * len(names), *([cell[name] for name in names] for cell in cells)]
+    names = list(dict.fromkeys(name for cell in cells for name in cell))
+    lines = [names, ["---"] * len(names), *([cell.get(name, "") for name in names] for cell in cells)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -124,9 +126,10 @@ class Terminal:
 def overhead_sentence(rows: list[dict[str, Any]]) -> str:
     """How the time of some generations was spent."""
     total = sum(row["seconds"]["total"] for row in rows)
-    work = {name: sum(row["seconds"].get(name, 0.0) for row in rows) for name in ("generate", "train", "evaluate")}
+    stages = ("generate", "train", "supervise", "evaluate")
+    work = {name: sum(row["seconds"].get(name, 0.0) for row in rows) for name in stages}
     rest = total - sum(work.values())
-    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in work.items())
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in work.items() if seconds or name != "supervise")
     return (
         f"{len(rows)} generation{'s' if len(rows) != 1 else ''} in {total:.0f} s: {parts}; all else {rest:.0f} s "
         f"({rest / total:.0%}, {rest / len(rows):.1f} s a generation)."

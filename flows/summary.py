@@ -21,7 +21,9 @@ _OUTCOMES = """
 """
 _SPENT = """
     SELECT stage, sum(flops_policy + flops_prefill + flops_reward + flops_training + flops_padding) AS flops
-    FROM ledger WHERE stage IN ('generate', 'train', 'evaluate') AND generation > {first} AND generation <= {last}
+    FROM ledger
+    WHERE stage IN ('generate', 'train', 'supervise', 'evaluate') AND generation <= {last}
+        AND (generation > {first} OR stage = 'supervise')
     GROUP BY stage
 """
 
@@ -36,7 +38,8 @@ class Summary:
     search: Interval
     difference: Interval
     investment_flops: float
-    """Search and training of all generations after the first, up to the student's."""
+    """Search and training of all generations after the first, up to the student's, and all reward models: the first
+    generation's judges the next one's search."""
     evaluation_flops: float
     break_even: BreakEven
     at_budgets: list[BreakEven]
@@ -71,8 +74,10 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
     outcomes = list(query(registry, _OUTCOMES.format(first=first, last=last)).rows)
     cells = {(row["generation"], row["problem_id"], row["metric"], row["budget"]): row for row in outcomes}
     problems = sorted({row["problem_id"] for row in outcomes})
-    best = "best" if any(row["metric"] == "best" for row in outcomes) else "oracle"
-    budgets = sorted({row["budget"] for row in outcomes if row["metric"] == best})
+    # The search is generation 0's: a later one may be judged by another reward, at other budgets.
+    measured = {row["metric"] for row in outcomes if row["generation"] == first}
+    best = next(metric for metric in ("best", "oracle", "majority") if metric in measured)
+    budgets = sorted({row["budget"] for row in outcomes if row["metric"] == best and row["generation"] == first})
     budget = max((held for held in budgets if held <= budget), default=budgets[0])
     groups = [cells[last, problem, "greedy", 1]["group"] for problem in problems]
     student = [cells[last, problem, "greedy", 1] for problem in problems]
@@ -82,7 +87,7 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
     )
     # Generations off the line cost too: a rolled-back one was paid for.
     spent = {row["stage"]: row["flops"] for row in query(registry, _SPENT.format(first=first, last=last)).rows}
-    investment = spent.get("generate", 0.0) + spent.get("train", 0.0)
+    investment = sum(spent.get(stage, 0.0) for stage in ("generate", "train", "supervise"))
     curve = _curve(cells, problems, first)
     accuracy, price = _mean(student, "value"), _mean(student, "flops")
     student_share = intervals.share([row["value"] for row in student], groups)
