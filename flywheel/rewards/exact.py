@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flywheel.problems.domain import Domain
-from flywheel.records import Problem
+from flywheel.records import Problem, StopReason
 from flywheel.rewards import form
 from flywheel.rewards.reward import Answer, Judgement, NoSteps
 
@@ -27,14 +27,17 @@ class Exact(NoSteps):
         judged = []
         for problem, answers in groups:
             should_stop()
-            judged.append([self._one(problem, answer) for answer in answers])
+            # Samples of one problem are often alike: each text is checked once.
+            texts = dict.fromkeys((answer.output, answer.stop_reason) for answer in answers)
+            known = {text: self._one(problem, *text) for text in texts}
+            judged.append([known[answer.output, answer.stop_reason] for answer in answers])
         return judged
 
-    def _one(self, problem: Problem, answer: Answer) -> Judgement:
-        missing = form.no_answer(answer)
+    def _one(self, problem: Problem, output: str, stop_reason: StopReason) -> Judgement:
+        missing = form.no_answer(stop_reason)
         if missing is not None:
             return missing
-        verdict = self._domain.check(problem, answer.output)
+        verdict = self._domain.check(problem, output)
         if verdict.unsure:
             return Judgement(None, verdict.unsure, verdict.answer, reason=verdict.reason)
         return form.malformed(verdict) or Judgement(1.0 if verdict.right else 0.0, "judged", verdict.answer)

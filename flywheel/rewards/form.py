@@ -6,15 +6,15 @@ The domain reads the answer; whether it finds it right is not looked at here.
 from __future__ import annotations
 
 from flywheel.problems.domain import Domain, Verdict
-from flywheel.records import Problem
+from flywheel.records import Problem, StopReason
 from flywheel.rewards.reward import Answer, Judgement
 
 
-def no_answer(answer: Answer) -> Judgement | None:
+def no_answer(stop_reason: StopReason) -> Judgement | None:
     """The judgement of an attempt that did not come to its end, whatever its first part says; None of one that did."""
-    if answer.stop_reason == "length":
+    if stop_reason == "length":
         return Judgement(0.0, "truncated", None)
-    if answer.stop_reason == "failed":
+    if stop_reason == "failed":
         return Judgement(None, "failed", None, reason="the model gave no answer")
     return None
 
@@ -31,7 +31,7 @@ def malformed(verdict: Verdict) -> Judgement | None:
 def canonical(domain: Domain, problem: Problem, answer: Answer) -> Judgement | str:
     """The canonical form of an answer, for rewards that judge well-formed answers in their own way; or the judgement
     of what is none."""
-    missing = no_answer(answer)
+    missing = no_answer(answer.stop_reason)
     if missing is not None:
         return missing
     verdict = domain.check(problem, answer.output)
