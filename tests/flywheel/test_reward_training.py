@@ -115,7 +115,7 @@ def test_the_registrys_own_network_is_taught_and_read_alike(
         network.model, examples, examples, section, seed=1, fill=network.tokenizer.pad_token_id, work=tmp_path / "work"
     )
     assert training.valid_accuracy is not None
-    assert training.valid_accuracy > 0.95
+    assert training.valid_accuracy > 0.9
     language.save(network.model, network.tokenizer, tmp_path / "taught")
     loaded = reward_model.load(tmp_path / "taught", "cpu", read)
     assert scores(loaded.model, examples, fill=0)[0] == pytest.approx(scores(network.model, examples, fill=0)[0])
