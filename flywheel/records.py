@@ -16,6 +16,8 @@ StopReason = Literal["eos", "length", "finished", "failed"]
 """`eos`: the model ended its answer; `length`: the token limit cut it; `finished`: a solver or engine, no tokens;
 `failed`: a server gave no answer."""
 
+Estimate = Literal["hard", "soft", "outcome"]
+"""How step labels are made; see `flywheel.search.rollouts`."""
 Status = Literal["judged", "truncated", "malformed", "timeout", "failed"]
 """`judged`: the reward saw a well-formed answer; `truncated`, `malformed`: there was none, reward 0; `timeout`: the
 judge did not finish, reward null, to be tried again; `failed`: the judge crashed or answered nonsense (or there was
@@ -153,7 +155,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class StepLabel:
-    """An attempt's steps with the chance, estimated by rollouts, that the answer comes right from each of them."""
+    """An attempt's steps with the estimated chance that the answer comes right from each of them."""
 
     step_label_id: str
     problem_id: str
@@ -168,8 +170,8 @@ class StepLabel:
     judged: tuple[int, ...]
     """Completions that got a verdict; of a finished answer's last step 1, the answer itself."""
     rollouts: int
-    """Completions asked for."""
-    estimate: Literal["hard", "soft"]
+    """Completions asked for; 0 where the answer itself is all that is heard (estimate `outcome`)."""
+    estimate: Estimate
     tokenizer: str
     parents: tuple[tuple[str, str], ...] = field(default=())
     """(rollout id, role) pairs, roles `attempt` and `rollout`; the `step_label_parents` table."""

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from flywheel.records import Estimate
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(gt=0.0, le=10.0)]
@@ -172,19 +174,20 @@ class Reward(Section):
     outcome, process: a reward model scores answers, or their steps; oracle_steps: steps scored by Countdown's
     solver, a bound and no deployable search; function: your own; noisy: another reward, flipped at a stated rate."""
     model: str | None = None
-    """outcome and process: the reward model, a local folder or hub id; null for process is the registry's own, which
-    the stage `supervise` trains."""
+    """outcome and process: the reward model, a local folder or hub id; null is the registry's own, which the stage
+    `supervise` trains."""
     aggregate: Aggregate = "last"
     """process: how the scores of the steps make the answer's."""
     style: Literal["auto", "sequence", "token", "words"] = "auto"
     """outcome and process: sequence or token classification, or a causal LM that says a good or a bad word after each
     step (Math-Shepherd: `+`, `-`); auto reads it from the model's config."""
     step_tag: str = "\n"
-    """process: what stands after each step; the score is read there (Math-Shepherd: `ки`)."""
+    """outcome and process, styles token and words: what stands after each step; the score is read there (Math-Shepherd:
+    `ки`)."""
     good: str = "+"
-    """process, style words: the word whose probability is the score."""
+    """style words: the word whose probability is the score."""
     bad: str = "-"
-    """process, style words: the word it is weighed against."""
+    """style words: the word it is weighed against."""
     batch_size: PositiveInt = 64
     """outcome and process: answers scored together."""
     function: str | None = None
@@ -206,9 +209,12 @@ class Reward(Section):
             raise ValueError("reward `function` needs function, the place of your code as module:function")
         if self.function is not None and len([part for part in self.function.split(":") if part]) != 2:
             raise ValueError(f"function {self.function!r} is not of the form module:function")
-        if self.name == "outcome" and self.model is None:
-            raise ValueError("reward `outcome` needs model, a folder or hub id of a reward model")
         return self
+
+    @property
+    def by_own_model(self) -> bool:
+        """Whether it is the reward model that the registry trains itself."""
+        return self.name in {"outcome", "process"} and self.model is None
 
 
 class Filter(Section):
@@ -270,10 +276,10 @@ class Train(Section):
 
 
 class Supervise(Section):
-    """Process supervision: step labels by rollouts, and a reward model that learns them."""
+    """A reward model of the registry's own: step labels, by rollouts or by outcome, and a model that learns them."""
 
     enabled: bool = False
-    """Make step labels from rollouts of the new student and train the registry's process reward model on them."""
+    """Make step labels from answers of the new student and train the registry's reward model on them."""
     problems: PositiveInt = 1000
     """Training problems whose attempts are labelled a generation."""
     attempts: PositiveInt = 4
@@ -282,8 +288,9 @@ class Supervise(Section):
     """Completions sampled from each step (Math-Shepherd: 8)."""
     temperature: Temperature = 1.0
     """Their sampling temperature."""
-    estimate: Literal["hard", "soft"] = "soft"
-    """hard: 1 where any completion is right (Math-Shepherd); soft: the share that is (OmegaPRM)."""
+    estimate: Estimate = "soft"
+    """hard: 1 where any completion is right (Math-Shepherd); soft: the share that is (OmegaPRM); outcome: the attempt's
+    own verdict at each of its steps, no completions: an outcome model, and many attempts (Cobbe et al.: 100)."""
     start: Literal["previous", "base"] = "base"
     """Go on from the reward model of the generation before, or begin anew from `base`."""
     base: str | None = "student"

@@ -20,7 +20,6 @@ from flywheel.params import Params
 from storage import cache, dvc, git
 from storage.history import published_many, window
 from storage.layout import Layout, tag_name
-from storage.recipes import judges_by_own_model
 from storage.tables import replace_text
 
 if TYPE_CHECKING:
@@ -33,10 +32,10 @@ def choose(registry: Registry, params: Params) -> dict[str, Any] | None:
     {"snapshot", "generation", "source": `gen/0003/reward_model`, "judges": whether the search is judged by it; if not,
     the next reward model starts from it}. Raises ConfigError where the search needs one and no ancestor trained one.
     """
-    judges = judges_by_own_model(params)
+    judges = params.reward.by_own_model
     if params.parent is None:
         if judges and not params.supervise.enabled:
-            raise _none("generation 0 would have nothing to evaluate with; set supervise.enabled=true")
+            raise _none(params, "generation 0 would have nothing to evaluate with; set supervise.enabled=true")
         return None
     if not (judges or (params.supervise.enabled and params.supervise.start == "previous")):
         return None
@@ -46,8 +45,9 @@ def choose(registry: Registry, params: Params) -> dict[str, Any] | None:
     if not trained:
         if judges:
             raise _none(
+                params,
                 f"no generation up to {tag_name(params.parent)} trained one; run a generation with "
-                "supervise.enabled=true and another reward.name first"
+                "supervise.enabled=true and another reward.name first",
             )
         return None
     snapshot = lineages[trained[-1]]["reward_model"]["snapshot"]
@@ -55,8 +55,8 @@ def choose(registry: Registry, params: Params) -> dict[str, Any] | None:
     return {"snapshot": snapshot, "generation": trained[-1], "source": source, "judges": judges}
 
 
-def _none(why: str) -> ConfigError:
-    message = f"reward.name: process without reward.model takes the registry's own reward model, and {why}"
+def _none(params: Params, why: str) -> ConfigError:
+    message = f"reward.name: {params.reward.name} without reward.model takes the registry's own reward model, and {why}"
     return ConfigError([f"{message}; or name a reward.model"], "the recipe")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import FlywheelError, RegistryError, StorageFull
 from flywheel.params import Params
-from storage import cache, dvc, git, lock, recipes
+from storage import cache, dvc, git, lock
 from storage.layout import SUPERVISED, tag_name
 from storage.prepare import unfinished
 from storage.registry import json_text, recorded_paths, write_state
@@ -197,7 +197,7 @@ def _lineage(registry: Registry, params: Params, outputs: dict[str, cache.Output
     made = {"student": _model(registry, "training/snapshots", "policy")}
     if supervised:
         # Evaluate's judge is the newest there is: this one.
-        judges = recipes.judges_by_own_model(params)
+        judges = params.reward.by_own_model
         made["reward_model"] = {**_model(registry, "supervision/snapshots", "reward"), "judges": judges}
     judge = layout.lineage / "judge.json"
     return {

@@ -28,7 +28,7 @@ def recipe_text(params: Params | None = None, judge: bool = False) -> str:
     """
     text = (_folder() / "dvc.yaml").read_text(encoding="utf-8")
     supervised = params is not None and params.supervise.enabled
-    judged = params is not None and judges_by_own_model(params)
+    judged = params is not None and params.reward.by_own_model
     if not (supervised or judged):
         return text
     assert params is not None
@@ -49,11 +49,6 @@ def recipe_text(params: Params | None = None, judge: bool = False) -> str:
         _depend(stages["evaluate"], "judge")
     head = "".join(line + "\n" for line in text.splitlines() if line.startswith("#"))
     return head + yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=120)
-
-
-def judges_by_own_model(params: Params) -> bool:
-    """Whether the reward is the process reward model that the registry trains itself."""
-    return params.reward.name == "process" and params.reward.model is None
 
 
 def wiring(text: str) -> dict[str, tuple[bool, ...]]:

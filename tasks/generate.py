@@ -72,7 +72,7 @@ def check(params: Params) -> None:
 def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Hooks = Hooks()) -> Report:  # noqa: B008
     """Do one shard's units, those that are not done yet."""
     units, work = _open(params, layout)
-    if params.generation > 0 and models.own_reward(params):
+    if params.generation > 0 and params.reward.by_own_model:
         judge.verify(layout)
     domain = models.domain_of(params.problems)
     mine = my_units(len(units), shard, shards)

@@ -94,17 +94,12 @@ def _load(source: str, device: str, _snapshot: str | None) -> LanguageModel:
     return language.load(source, device)
 
 
-def own_reward(params: Params) -> bool:
-    """Whether the reward is the process reward model that the registry trains itself."""
-    return params.reward.name == "process" and params.reward.model is None
-
-
 def reward_inputs(params: Params, own: Path) -> list[Path]:
     """Files that shape what the reward says, beyond params and Flywheel's sources: the weights of a reward model (the
     registry's own in `own`, or another), the module or package of a user's function, though not what that imports.
     Raises ConfigError where that module cannot be found."""
     section = params.reward
-    if own_reward(params):
+    if section.by_own_model:
         return [own]
     if section.name in {"outcome", "process"} and section.model is not None:
         return [language.folder_of(section.model)]
@@ -129,20 +124,20 @@ def reward_inputs(params: Params, own: Path) -> list[Path]:
 
 
 def newest_reward_model(params: Params, layout: Layout) -> Path:
-    """The registry's own process reward model once the stage `supervise` has had its turn."""
+    """The registry's own reward model once the stage `supervise` has had its turn."""
     return layout.reward_model if params.supervise.enabled else layout.judge
 
 
 def load_reward(params: Params, domain: Domain, own: Path) -> Reward:
-    """The reward of the params. `own` is the folder of the registry's own process reward model, which serves where
+    """The reward of the params. `own` is the folder of the registry's own reward model, which serves where
     the section names no other."""
     section, execution = params.reward, params.execution
-    wants_own = own_reward(params)
+    wants_own = section.by_own_model
     if wants_own and not (own / "config.json").is_file():
         raise ConfigError(
             [
-                f"reward.name: process without reward.model takes the registry's own reward model, and {own} holds "
-                "none; set supervise.enabled in the generation before, or name a reward.model"
+                f"reward.name: {section.name} without reward.model takes the registry's own reward model, and {own} "
+                "holds none; set supervise.enabled in the generation before, or name a reward.model"
             ]
         )
     use_threads(execution)

@@ -1,4 +1,4 @@
-"""The learning half of supervise: a process reward model from the step labels of all units, and the tables about it.
+"""The learning half of supervise: a reward model from the step labels of all units, and the tables about it.
 
 Step labels are read from the units' files; how they are made is in `tasks.supervise`, what the network reads in
 `flywheel.models.reward_model`.

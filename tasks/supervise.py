@@ -1,4 +1,4 @@
-"""supervise: step labels by rollouts of the new student, and a process reward model that learns them.
+"""supervise: step labels from answers of the new student, and a reward model that learns them.
 
 Training problems are drawn by digest and cut into batch units, each written once and found again after a crash; a shard
 is a run of whole units. Right is what the domain's exact checker says of a whole answer, which for training problems
@@ -128,13 +128,18 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
 def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
     problems, section = chosen(params, layout), params.supervise
     shaping = [
-        params.seed, params.generation, section.problems, section.attempts, section.rollouts, section.temperature,
+        params.seed, params.generation, section.problems, section.attempts, _rollouts(params), section.temperature,
         section.estimate, params.generate.max_new_tokens, params.problems.model_dump(mode="json"),
     ]  # fmt: skip
     inputs = [layout.problems, layout.student]
     mark = fingerprint("supervise", _SOURCES, shaping, inputs, numerics(params.execution))
     units = [problems[start : start + _UNIT] for start in range(0, len(problems), _UNIT)]
     return units, Units(layout, params.generation, "supervise", mark)
+
+
+def _rollouts(params: Params) -> int:
+    """Completions a step: none where the attempt's own verdict is all that counts."""
+    return 0 if params.supervise.estimate == "outcome" else params.supervise.rollouts
 
 
 def _label_unit(
@@ -149,7 +154,7 @@ def _label_unit(
         Exact(domain),
         Run(params.seed, params.generation, "supervise"),
         attempts=section.attempts,
-        rollouts=section.rollouts,
+        rollouts=_rollouts(params),
         sampling=Sampling(section.temperature),
         max_new_tokens=params.generate.max_new_tokens,
         estimate=section.estimate,

@@ -1,6 +1,6 @@
 """Reward models: networks that score answers, or the steps of answers, and the token format they are scored in.
 
-    sequence   a classifier of whole texts (`AutoModelForSequenceClassification`)
+    sequence   a classifier of whole texts (`AutoModelForSequenceClassification`), for outcome rewards alone
     token      a classifier of tokens, read where a step has ended (`AutoModelForTokenClassification`)
     words      a causal LM that says a good or a bad word where a step has ended (Wang et al. 2024, *Math-Shepherd*)
 
@@ -173,7 +173,7 @@ def encode_text(tokenizer: Any, prompt: str, messages: Sequence[dict[str, str]] 
 
 
 def _style(source: str | Path, folder: Path, section: sections.Reward) -> Style:
-    wanted: dict[str, list[Style]] = {"outcome": ["sequence"], "process": ["token", "words"]}
+    wanted: dict[str, list[Style]] = {"outcome": ["sequence", "token", "words"], "process": ["token", "words"]}
     style: Any = section.style
     if style == "auto":
         name = _architecture(source, folder)

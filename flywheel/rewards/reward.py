@@ -105,7 +105,7 @@ def facts(section: sections.Reward) -> Facts:
 
 def load(section: sections.Reward, domain: Domain, seed: int, model: str | None, device: str, processes: int) -> Reward:
     """The reward that a `reward` section names. `model` is the folder of the registry's own reward model, for a
-    process reward without a model of its own; `processes` is how many run a user's function. Raises ConfigError where
+    section that names no other; `processes` is how many run a user's function. Raises ConfigError where
     the section does not fit the domain or the function cannot be used, ModelError where a reward model cannot."""
     if section.name == "noisy":
         from flywheel.rewards.noisy import Noisy
@@ -146,11 +146,11 @@ def _network(section: sections.Reward, domain: Domain, source: str | None, devic
     if source is None:
         raise ConfigError(
             [
-                "reward.model: process without a model takes the registry's own, and there is none yet; set "
+                f"reward.model: {section.name} without a model takes the registry's own, and there is none yet; set "
                 "supervise.enabled, or name a folder or hub id"
             ]
         )
     loaded = reward_model.load(source, device, section)
     if section.name == "outcome":
-        return Outcome(loaded, domain, section.batch_size)
+        return Outcome(loaded, domain, section.step_tag, section.batch_size)
     return Process(loaded, domain, section.step_tag, section.aggregate, section.batch_size)

@@ -4,7 +4,8 @@ The model samples attempts, each is cut into steps, and from the end of each ste
 judged by the domain's exact checker. Hard estimate: 1 where any completion is right (Wang et al. 2023,
 *Math-Shepherd*, section 3.3); soft: the share that is (Luo et al. 2024, *OmegaPRM*). The last step of a finished
 answer has the answer's own verdict. A step that the token limit cut is no step; completions without a verdict (a
-checker that timed out) count on neither side.
+checker that timed out) count on neither side. Outcome: no completions, each step has the answer's own verdict, as an
+outcome model learns it (Cobbe et al. 2021, *Training verifiers*, section 4.2).
 
     prompt ──> step 1 ──> step 2 ──> step 3 (eos): right          score of step 3: 1
                   ├─> ...    ├─> ... right                         score of step 2: share of its completions
@@ -17,10 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from flywheel.compute import Cost
-from flywheel.records import Problem, Rollout, StepLabel, StopReason, digest, rollout_id, step_label_id
+from flywheel.records import Estimate, Problem, Rollout, StepLabel, StopReason, digest, rollout_id, step_label_id
 from flywheel.rewards.reward import Judgement, Reward
 from flywheel.search import unit
 from flywheel.search.protocols import Extension, Run, Sampler, Sampling, Segment, Session, Text, never_stop
@@ -65,10 +66,11 @@ def label_steps(
     rollouts: int,
     sampling: Sampling,
     max_new_tokens: int,
-    estimate: Literal["hard", "soft"],
+    estimate: Estimate,
     should_stop: Callable[[], None] = never_stop,
 ) -> tuple[list[Rollout], list[StepLabel], Cost]:
-    """Label the steps of `attempts` answers a problem by `rollouts` completions from each step; one batch unit.
+    """Label the steps of `attempts` answers a problem by `rollouts` completions from each step (0: by their own
+    verdict, estimate `outcome`); one batch unit.
 
     `exact` compares whole final answers. Returns all that was sampled, in order of problem, attempt, step and index; a
     label for each attempt that has a step to label, in the same order; and the cost.
@@ -152,7 +154,7 @@ def _complete(
     should_stop: Callable[[], None],
 ) -> None:
     """Sample the completions, all those from the ends of first steps as one batch, then of second steps, ..."""
-    for depth in range(max((len(path.ends) for path in paths), default=0)):
+    for depth in range(max((len(path.ends) for path in paths), default=0) if rollouts else 0):
         reached = [path for path in paths if len(path.ends) > depth]
         requests = []
         for path in reached:
@@ -229,14 +231,14 @@ def _label(
     made: list[Rollout],
     sampler: Sampler,
     rollouts: int,
-    estimate: Literal["hard", "soft"],
+    estimate: Estimate,
 ) -> StepLabel | None:
     """The attempt's step label; None where no step got a verdict."""
     attempt, parents = made[0], [(made[0].rollout_id, "attempt")]
     right: list[int] = []
     judged: list[int] = []
     for step in range(1, len(path.steps) + 1):
-        own = step > len(path.ends)
+        own = step > len(path.ends) or estimate == "outcome"
         heard = [attempt] if own else [one for one in made if one.step == step]
         verdicts = [one.reward for one in heard if one.reward is not None]
         if not verdicts:
@@ -247,7 +249,7 @@ def _label(
     if not right:
         return None
     steps = path.steps[: len(right)]
-    scores = [count / of if estimate == "soft" else float(count > 0) for count, of in zip(right, judged, strict=True)]
+    scores = [float(count > 0) if estimate == "hard" else count / of for count, of in zip(right, judged, strict=True)]
     return StepLabel(
         step_label_id=step_label_id([name for name, _ in parents], list(steps), estimate),
         problem_id=attempt.problem_id,

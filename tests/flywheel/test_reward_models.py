@@ -159,7 +159,7 @@ def test_text_scores_are_those_of_plain_transformers(
     loaded = reward_model.load(folder, "cpu", SEQUENCE)
     plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     answers = [(problem, "\n".join(steps)) for problem, steps in tasks(countdown)]
-    reward = Outcome(loaded, countdown, 5)
+    reward = Outcome(loaded, countdown, "\n", 5)
     judged = reward.judge([(problem, [Answer(text, "eos", ())]) for problem, text in answers])
     for (problem, text), (judgement,) in zip(answers, judged, strict=True):
         ids = loaded.tokenizer.encode(countdown.prompt(problem) + text)
@@ -168,6 +168,23 @@ def test_text_scores_are_those_of_plain_transformers(
         expected = 1 / (1 + math.exp(-logits[0])) if labels == 1 else math.exp(logits[1]) / sum(map(math.exp, logits))
         assert judgement.reward == pytest.approx(expected, abs=1e-5)
         assert judgement.flops == loaded.shape.forward_sequence(len(ids))
+
+
+@pytest.mark.parametrize("style", ["token", "words"])
+def test_an_outcome_read_from_steps_is_the_last_steps_score(
+    style: str, token_folder: Path, model_folder: Path, countdown: Countdown
+) -> None:
+    folder, section = (token_folder, TOKEN) if style == "token" else (model_folder, WORDS)
+    process = Process(reward_model.load(folder, "cpu", section), countdown, "\n", "last", 5)
+    read_as = section.model_copy(update={"name": "outcome"})
+    outcome = Outcome(reward_model.load(folder, "cpu", read_as), countdown, "\n", 5)
+    groups = [(p, [Answer("\n".join(steps), "eos", tuple(steps))] * 2) for p, steps in tasks(countdown)]
+    first, second = process.judge(groups), outcome.judge(groups)
+    assert [[one.reward for one in row] for row in first] == [[one.reward for one in row] for row in second]
+    assert [[one.flops for one in row] for row in first] == [[one.flops for one in row] for row in second]
+    assert not any(one.step_rewards for row in second for one in row)
+    (unread,) = outcome.judge([(tasks(countdown)[0][0], [Answer("", "eos", ())])])
+    assert unread[0].reward in {0.0, None}
 
 
 def test_a_padding_id_inside_a_text_moves_nothing(tmp_path: Path, model_folder: Path, countdown: Countdown) -> None:
@@ -280,11 +297,9 @@ def test_a_pretrained_base(tmp_path: Path, model_folder: Path, token_folder: Pat
     assert again == reward_model.load(token_folder, "cpu", TOKEN).snapshot
 
 
-def test_models_that_do_not_fit(tmp_path: Path, model_folder: Path, token_folder: Path) -> None:
+def test_models_that_do_not_fit(tmp_path: Path, model_folder: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         reward_model.load(tmp_path / "nowhere", "cpu", TOKEN)
-    with pytest.raises(ModelError, match=r"of the kind token, expected sequence for reward\.name outcome"):
-        reward_model.load(token_folder, "cpu", SEQUENCE)
     texts = sequence_folder(tmp_path / "three", model_folder, 3)
     with pytest.raises(ModelError, match="of the kind sequence, expected token or words"):
         reward_model.load(texts, "cpu", TOKEN)

@@ -190,6 +190,22 @@ def test_hard_is_any_and_both_stand_on_the_same_rollouts() -> None:
     assert any(0 < score < 1 for label in soft for score in label.scores)
 
 
+def test_an_outcome_label_is_the_answers_own_verdict_at_every_step() -> None:
+    many = [problem(number) for number in range(30)]
+    with_rollouts, soft, dearer = labelled(problems=many)
+    sampled, labels, cost = labelled(problems=many, rollouts=0, estimate="outcome")
+    assert sampled == [one for one in with_rollouts if one.step == 0], "the same attempts, and nothing else"
+    assert cost.reward < dearer.reward
+    rewards = {one.rollout_id: one.reward for one in sampled}
+    assert [label.steps for label in labels] == [label.steps for label in soft]
+    for label in labels:
+        ((attempt, role),) = label.parents
+        assert role == "attempt"
+        assert label.scores == (rewards[attempt],) * len(label.steps)
+        assert set(label.judged) == {1}
+    assert {label.scores[0] for label in labels} == {0.0, 1.0}
+
+
 def test_a_label_is_recounted_from_its_parents() -> None:
     sampled, labels, cost = labelled()
     rows = {one.rollout_id: one for one in sampled}
