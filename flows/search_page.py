@@ -123,7 +123,7 @@ def picture(document: dict[str, Any]) -> str:
 
 _PANELS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("Who knows: best-of-N by reward", lambda name: name.startswith("best_of_n")),
-    ("The learned process reward, by searcher", lambda name: ", process" in name),
+    ("Learned rewards, by searcher", lambda name: ", process" in name or ", outcome" in name),
     ("The exact checker, by searcher", lambda name: name.endswith((", exact", ", majority"))),
     ("Bounds: steps scored by the solver", lambda name: name.endswith("oracle_steps") or name == "best_of_n, exact"),
 )
@@ -131,16 +131,14 @@ _PANELS: tuple[tuple[str, Callable[[str], bool]], ...] = (
 
 def page(document: dict[str, Any]) -> str:
     """The table and the findings as Markdown."""
-    what, model = document["what"], document["reward_model"]
+    what = document["what"]
     budgets = what["budgets"]
     lines = [
         "# Searchers and rewards at equal budgets",
         "",
         f"Student `{what['student'][:12]}` of generation {what['generation']}, {what['problems']} test problems, 95 % "
         "intervals clustered by group. A budget is samples of best-of-N and adaptive (on average), beams of beam and "
-        "dvts, iterations of tree. The process reward model "
-        f"`{what['reward_model'][:12]}` has {model['parameters']:,} parameters (the student "
-        f"{model['student_parameters']:,}); labelling its steps and training it took {model['flops']:.3g} FLOPs, once. "
+        f"dvts, iterations of tree. {_costs(document['reward_models'])} "
         "`oracle_steps` looks at the solver: a bound, not a search that could be deployed.",
         "",
         "![Accuracy against FLOPs a problem](table.svg)",
@@ -163,6 +161,14 @@ def page(document: dict[str, Any]) -> str:
         *_said(document["findings"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _costs(reward_models: dict[str, dict[str, Any]]) -> str:
+    return " ".join(
+        f"The {name} model `{model['snapshot'][:12]}` has {model['parameters']:,} parameters (the student "
+        f"{model['student_parameters']:,}); its labels and its training took {model['flops']:.3g} FLOPs, once."
+        for name, model in reward_models.items()
+    )
 
 
 def _half_width(rows: Rows) -> float:

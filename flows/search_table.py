@@ -2,7 +2,8 @@
 
 The work is cut into cells, a Prefect task run each, kept in `cells/` of the folder; a call that is cut off goes on
 where it was. Accuracy is on test, with intervals clustered by group; the arms see the same problems, so that their
-differences are paired.
+differences are paired. The process reward is the generation's own reward model; an outcome model comes from a second
+registry whose generation of the same number has the same student.
 """
 
 from __future__ import annotations
@@ -52,42 +53,66 @@ _SOURCES = (
 
 @flow(name="search table", flow_run_name="search table of gen/{generation}", validate_parameters=False)
 def search_table_of(
-    registry: str, generation: int, out: str, budgets: Sequence[int], problems: int | None, overrides: Sequence[str]
+    registry: str,
+    generation: int,
+    out: str,
+    budgets: Sequence[int],
+    problems: int | None,
+    overrides: Sequence[str],
+    outcome_from: str | None = None,
 ) -> dict[str, Any]:
     """Measure what is not measured yet; the document of `table.json`. Writes table.json, outcomes.parquet, table.svg
     and README.md to `out`. `problems` is how many of the test problems are taken, in the order of their ids."""
     opened, folder = Registry.open(Path(registry)), Path(out)
     with lock.ensure(opened, "measure searchers"):
         tracker = Tracker(opened.layout)
+        trainers = _trainers(opened, generation, outcome_from)
         student = copy_model(opened, generation, "student")
-        judge = copy_model(opened, generation, "reward_model")
+        judges = {name: copy_model(trainer, generation, "reward_model") for name, trainer in trainers.items()}
         try:
             params = _params(opened, generation, overrides)
-            _check(folder, _what(opened, generation, params, student, judge, budgets, problems))
+            work = search_table.cells(budgets, search_table.arms_for(params, judges))
+            _check(folder, _what(opened, generation, params, student, judges, budgets, problems, work))
             use_threads(params.execution)
-            work = search_table.cells(budgets, search_table.arms_for(params))
             for number, cell in enumerate(work):
                 stop.check()
                 tracker.step(Step(generation, f"search table, {cell.name}", number, len(work)))
-                _cell(cell, params, str(opened.root), str(student), str(judge), str(folder), problems)
+                _cell(cell, params, str(opened.root), str(student), judges, str(folder), problems)
             _difficulty(params, str(opened.root), str(student), str(folder), problems)
         finally:
             tracker.close()
-            for scratch in (student, judge):
+            for scratch in (student, *judges.values()):
                 shutil.rmtree(scratch, ignore_errors=True)
-        return _sum_up(opened, generation, folder, work)
+        return _sum_up(trainers, generation, folder, work)
+
+
+def _trainers(opened: Registry, generation: int, outcome_from: str | None) -> dict[str, Registry]:
+    """The registries whose reward models serve, by the reward. Raises InputError where the second does not fit."""
+    if outcome_from is None:
+        return {"process": opened}
+    other = Registry.open(Path(outcome_from))
+    ours, theirs = (published(registry, generation)["student"]["snapshot"] for registry in (opened, other))
+    if ours != theirs:
+        raise InputError(
+            f"gen/{generation} of {other.root} has the student {theirs[:12]}, expected {ours[:12]} as in "
+            f"{opened.root}; give --outcome-from a registry that was run with the same recipe but for supervise"
+        )
+    estimate = _params(other, generation, ()).supervise.estimate
+    if estimate != "outcome":
+        raise InputError(f"gen/{generation} of {other.root} has supervise.estimate {estimate}, expected outcome")
+    return {"process": opened, "outcome": other}
 
 
 @task(name="cell", task_run_name="{cell.name}", cache_policy=NO_CACHE)
 def _cell(
-    cell: Cell, params: Params, root: str, student: str, judge: str, folder: str, problems: int | None
+    cell: Cell, params: Params, root: str, student: str, judges: dict[str, Path], folder: str, problems: int | None
 ) -> None:  # fmt: skip
     path = Path(folder) / "cells" / f"{cell.name}.json"
     if path.exists():
         return
     asked = _problems(root, problems)
     sampler = models.load_sampler(student, weights_digest(Path(student)), params.execution)
-    rows = search_table.run_cell(cell, params, sampler, asked, Path(judge), Hooks(should_stop=stop.check))
+    rows = search_table.run_cell(cell, params, sampler, asked, judges, Hooks(should_stop=stop.check))
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(rows))
 
@@ -119,14 +144,15 @@ def _what(
     generation: int,
     params: Params,
     student: Path,
-    judge: Path,
+    judges: dict[str, Path],
     budgets: Sequence[int],
     problems: int | None,
+    work: Sequence[Cell],
 ) -> dict[str, Any]:
     """Everything that shapes the rows: another folder is needed where any of it differs."""
     if list(budgets) != sorted(set(budgets)) or not budgets or budgets[0] < 1:
         raise InputError(f"got budgets {list(budgets)}, expected rising numbers of samples, e.g. 1,2,4,8")
-    for cell in search_table.cells(budgets, search_table.arms_for(params)):
+    for cell in work:
         for budget in cell.budgets:
             try:
                 search_table.searcher_of(cell.arms[0], budget, params)
@@ -134,7 +160,7 @@ def _what(
                 raise InputError(f"budget {budget} does not suit {cell.arms[0].name}: {error}") from None
     return {
         "student": weights_digest(student),
-        "reward_model": weights_digest(judge),
+        "reward_models": {name: weights_digest(folder) for name, folder in judges.items()},
         "recipe": params.digest(),
         "generation": generation,
         "budgets": list(budgets),
@@ -154,7 +180,7 @@ def _check(folder: Path, what: dict[str, Any]) -> None:
     replace_text(path, json.dumps(what, indent=1) + "\n")
 
 
-def _sum_up(opened: Registry, generation: int, folder: Path, work: list[Cell]) -> dict[str, Any]:
+def _sum_up(trainers: dict[str, Registry], generation: int, folder: Path, work: list[Cell]) -> dict[str, Any]:
     difficulty = json.loads((folder / "cells" / "difficulty.json").read_text(encoding="utf-8"))
     rows = [
         {**row, "difficulty": difficulty[row["problem_id"]]}
@@ -162,14 +188,9 @@ def _sum_up(opened: Registry, generation: int, folder: Path, work: list[Cell]) -
         for row in json.loads((folder / "cells" / f"{cell.name}.json").read_text(encoding="utf-8"))
     ]
     pq.write_table(pa.Table.from_pylist(rows, _ROWS), folder / "outcomes.parquet")
-    held = published(opened, generation)
     document = {
         "what": json.loads((folder / "what.json").read_text(encoding="utf-8")),
-        "reward_model": {
-            "parameters": held["reward_model"]["parameters"],
-            "student_parameters": held["student"]["parameters"],
-            "flops": held["stages"].get("supervise", 0.0),
-        },
+        "reward_models": {name: _made(trainer, generation) for name, trainer in trainers.items()},
         "rows": _accuracy(rows),
         "findings": search_page.findings(rows),
     }
@@ -177,6 +198,16 @@ def _sum_up(opened: Registry, generation: int, folder: Path, work: list[Cell]) -
     replace_text(folder / "table.svg", search_page.picture(document))
     replace_text(folder / "README.md", search_page.page(document))
     return document
+
+
+def _made(trainer: Registry, generation: int) -> dict[str, Any]:
+    held = published(trainer, generation)
+    return {
+        "snapshot": held["reward_model"]["snapshot"],
+        "parameters": held["reward_model"]["parameters"],
+        "student_parameters": held["student"]["parameters"],
+        "flops": held["stages"].get("supervise", 0.0),
+    }
 
 
 def _accuracy(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

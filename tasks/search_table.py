@@ -13,7 +13,7 @@ answer is right is for the exact check alone to say. Difficulty is the student's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,8 @@ ARMS = (
     Arm("best_of_n", "noisy 0.2"),
     Arm("best_of_n", "process"),
     Arm("best_of_n", "process", "weighted"),
+    Arm("best_of_n", "outcome"),
+    Arm("best_of_n", "outcome", "weighted"),
     Arm("adaptive", "exact"),
     Arm("adaptive", "majority", "majority"),
     Arm("beam", "process"),
@@ -68,7 +70,9 @@ ARMS = (
     Arm("beam", "process", lookahead=1),
     Arm("dvts", "process"),
     Arm("dvts", "process", "weighted"),
+    Arm("dvts", "process", lookahead=1),
     Arm("tree", "process"),
+    Arm("tree", "outcome"),
     Arm("tree", "exact"),
     Arm("beam", "oracle_steps"),
     Arm("dvts", "oracle_steps"),
@@ -77,9 +81,12 @@ ARMS = (
 """Every valid pair that says something. `oracle_steps` looks at Countdown's solver: a bound, no search to deploy."""
 
 
-def arms_for(params: Params) -> tuple[Arm, ...]:
-    """The arms that a domain knows."""
-    return tuple(arm for arm in ARMS if arm.reward != "oracle_steps" or params.problems.domain == "countdown")
+def arms_for(params: Params, reward_models: Collection[str]) -> tuple[Arm, ...]:
+    """The arms that a domain knows and for whose rewards there are models."""
+    unknown = {"outcome", "process"} - set(reward_models)
+    if params.problems.domain != "countdown":
+        unknown.add("oracle_steps")
+    return tuple(arm for arm in ARMS if arm.reward not in unknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ def run_cell(
     params: Params,
     sampler: Sampler,
     problems: Sequence[Problem],
-    reward_model: Path,
+    reward_models: Mapping[str, Path],
     hooks: Hooks = Hooks(),  # noqa: B008 (frozen)
 ) -> list[dict[str, Any]]:
     """Rows {arm, budget, problem_id, group, value, flops, flops_policy, flops_reward, samples} of a cell's arms."""
@@ -120,7 +127,7 @@ def run_cell(
     for start in range(0, len(problems), _UNIT):
         unit = problems[start : start + _UNIT]
         measure = _sampled if cell.name == "best_of_n" else _searched
-        rows += measure(cell, params, sampler, unit, reward_model, hooks)
+        rows += measure(cell, params, sampler, unit, reward_models, hooks)
         hooks.progress(min(start + _UNIT, len(problems)), len(problems))
     return rows
 
@@ -144,19 +151,24 @@ def difficulties(
     return rates
 
 
-def load_reward(name: str, params: Params, reward_model: Path) -> Reward:
-    """A reward by its name in an arm; `process` is the model in `reward_model`."""
+def load_reward(name: str, params: Params, reward_models: Mapping[str, Path]) -> Reward:
+    """A reward by its name in an arm; `reward_models` holds the folders of `process` and `outcome`."""
     domain = models.domain_of(params.problems)
     kind, _, rate = name.partition(" ")
     # Not the recipe's own model, whatever that is: the table says whose model judges, and what it took.
     changes: dict[str, Any] = {"name": kind, "model": None, "style": "auto", "base": "exact"}
     changes |= {"flip": float(rate)} if rate else {}
     changed = params.model_copy(update={"reward": params.reward.model_copy(update=changes)})
-    return models.load_reward(changed, domain, reward_model)
+    return models.load_reward(changed, domain, reward_models.get(kind, Path()))
 
 
 def _sampled(
-    cell: Cell, params: Params, sampler: Sampler, problems: Sequence[Problem], reward_model: Path, hooks: Hooks
+    cell: Cell,
+    params: Params,
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    reward_models: Mapping[str, Path],
+    hooks: Hooks,
 ) -> list[dict[str, Any]]:
     domain = models.domain_of(params.problems)
     exact = Exact(domain)
@@ -167,7 +179,7 @@ def _sampled(
     right = right_or_not(exact, problems, found, exact.name)
     judged: dict[str, list[list[Judgement]]] = {}
     for name in {arm.reward for arm in cell.arms} - {"exact", "majority"}:
-        judged[name] = load_reward(name, params, reward_model).judge(
+        judged[name] = load_reward(name, params, reward_models).judge(
             [
                 (problem, [Answer(a.output, a.stop_reason, a.steps) for a in attempts])
                 for problem, attempts in zip(problems, found, strict=True)
@@ -202,11 +214,16 @@ def searcher_of(arm: Arm, budget: int, params: Params) -> Searcher:
 
 
 def _searched(
-    cell: Cell, params: Params, sampler: Sampler, problems: Sequence[Problem], reward_model: Path, hooks: Hooks
+    cell: Cell,
+    params: Params,
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    reward_models: Mapping[str, Path],
+    hooks: Hooks,
 ) -> list[dict[str, Any]]:
     domain = models.domain_of(params.problems)
     first, budget = cell.arms[0], cell.budgets[0]
-    reward = load_reward(first.reward, params, reward_model)
+    reward = load_reward(first.reward, params, reward_models)
     searcher = searcher_of(first, budget, params)
     found, _ = searcher.search(
         problems, domain, sampler, reward, Run(params.seed, params.generation, _PURPOSE),

@@ -18,12 +18,17 @@ def searchers(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table, figure and page.")] = Path("searchers"),
     budgets: Annotated[str, typer.Option(help="Budgets N, by commas.")] = "1,2,4,8,16,32,64,128,256",
     problems: Annotated[int | None, typer.Option(min=1, help="How many test problems; all by default.")] = None,
+    outcome_from: Annotated[
+        Path | None,
+        typer.Option(help="A registry whose generation of this number has the same student and an outcome model."),
+    ] = None,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Every searcher and reward on one student at equal budgets: accuracy, FLOPs, and the field's findings tested.
 
-    The generation needs a process reward model (supervise.enabled). A call that is cut off goes on where it was.
+    The generation needs a process reward model (supervise.enabled). An outcome model is trained in a copy of the
+    registry as it was before that generation (supervise.estimate=outcome). A call that is cut off goes on where it was.
     """
     from flows import display, progress, search_page, server, stop
     from flywheel.models import language
@@ -43,7 +48,13 @@ def searchers(
             terminal = display.Terminal(output.console(), notes)
             with terminal.showing(), progress.listening(terminal):
                 document = search_table_of(
-                    str(opened.root), generation, str(out.resolve()), wanted, problems, set_ or []
+                    str(opened.root),
+                    generation,
+                    str(out.resolve()),
+                    wanted,
+                    problems,
+                    set_ or [],
+                    None if outcome_from is None else str(outcome_from.resolve()),
                 )
     output.show(as_json, document, f"{search_page.page(document)}\nWrote {out}/README.md, table.json and table.svg.")
 

@@ -26,6 +26,26 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return registry
 
 
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same generation 0 with an outcome model, which then judges generation 1."""
+    registry = tmp_path_factory.mktemp("twin") / "registry"
+    flywheel("run", "--preset", "smoke", "--registry", registry, "-n", "1", "--set=supervise.enabled=true", *SMALL,
+             "--set=supervise.estimate=outcome", "--set=reward.name=outcome",
+             "--set=filter.threshold=0.05")  # fmt: skip
+    return registry
+
+
+def test_an_outcome_model_judges_the_next_generation(twin: Path) -> None:
+    first = json.loads((twin / "lineage" / "0000.json").read_text())
+    sql = "SELECT DISTINCT reward_source FROM attempts WHERE generation = 1"
+    assert flywheel_json("query", sql, "--registry", twin) == [
+        {"reward_source": f"outcome({first['reward_model']['snapshot'][:12]})"}
+    ]
+    sql = "SELECT DISTINCT step, index FROM rollouts"
+    assert flywheel_json("query", sql, "--registry", twin) == [{"step": 0, "index": 0}], "attempts, no completions"
+
+
 def test_a_reward_model_judges_the_next_generation(guided: Path) -> None:
     first, second = (json.loads((guided / "lineage" / f"000{n}.json").read_text()) for n in (0, 1))
     assert second["judge"]["snapshot"] == first["reward_model"]["snapshot"]
@@ -45,12 +65,23 @@ def test_a_reward_model_judges_the_next_generation(guided: Path) -> None:
     assert not list((guided / "student").glob("*reward*")), "the student needs none of it"
 
 
-def test_searchers_on_one_student(guided: Path, tmp_path: Path) -> None:
-    asked: list[str | Path] = ["searchers", "gen/1", "--registry", guided, "--out", tmp_path / "table", "--budgets",
-                               "1,2,4", "--problems", "10"]  # fmt: skip
+def test_searchers_on_one_student(guided: Path, twin: Path, tmp_path: Path) -> None:
+    asked: list[str | Path] = ["searchers", "gen/0", "--registry", guided, "--outcome-from", twin, "--out",
+                               tmp_path / "table", "--budgets", "1,2,4", "--problems", "10"]  # fmt: skip
     document = flywheel_json(*asked)
+    made = {registry: json.loads((registry / "lineage" / "0000.json").read_text()) for registry in (guided, twin)}
+    for name, registry in (("process", guided), ("outcome", twin)):
+        assert document["reward_models"][name]["snapshot"] == made[registry]["reward_model"]["snapshot"]
+        assert document["reward_models"][name]["flops"] > 0
     arms = {row["arm"] for row in document["rows"]}
-    assert {"best_of_n, exact", "beam, process", "dvts, process", "tree, exact", "adaptive, majority"} <= arms
+    assert {
+        "best_of_n, exact",
+        "best_of_n, outcome",
+        "beam, process",
+        "dvts, process",
+        "tree, exact",
+        "adaptive, majority",
+    } <= arms
     assert len(document["rows"]) == len(arms) * 3
     table = pq.read_table(tmp_path / "table" / "outcomes.parquet")
     sql = "SELECT arm, budget, avg(value) AS value, avg(flops) AS flops, count(*) AS n FROM t GROUP BY ALL"
@@ -71,6 +102,10 @@ def test_searchers_on_one_student(guided: Path, tmp_path: Path) -> None:
     assert cells == {path: path.stat().st_mtime_ns for path in (tmp_path / "table" / "cells").iterdir()}
     said = flywheel(*asked[:-1], "5", code=2).stderr
     assert "holds a table of something else (problems differ)" in said
+    other = ["searchers", "gen/1", "--registry", guided, "--out", tmp_path / "other", "--outcome-from", twin]
+    assert "has the student" in flywheel(*other, code=2).stderr
+    other[-1], other[1] = guided, "gen/0"
+    assert "has supervise.estimate soft, expected outcome" in flywheel(*other, code=2).stderr
 
 
 def test_rewards_at_equal_compute(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ SECTIONS = {
     "noisy function": sections.Reward(name="noisy", base="function", function="contract_judge:judge", flip=0.3),
     "function": sections.Reward(name="function", function="contract_judge:judge"),
     "outcome": sections.Reward(name="outcome", model="texts"),
+    "outcome of steps": sections.Reward(name="outcome"),
     "process": sections.Reward(name="process", aggregate="min"),
     "words": sections.Reward(name="process", model="words", step_tag="=", aggregate="prod"),
     "oracle_steps": sections.Reward(name="oracle_steps"),
@@ -132,6 +133,7 @@ def test_what_rewards_say_of_themselves(reward: Reward, request: pytest.FixtureR
     expected = {
         "majority": (False, False, True, False),
         "outcome": (False, False, False, False),
+        "outcome of steps": (False, False, False, False),
         "process": (False, False, False, True),
         "words": (False, False, False, True),
         "oracle_steps": (True, True, False, True),
