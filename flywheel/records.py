@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,14 +25,29 @@ judge did not finish, reward null, to be tried again; `failed`: the judge crashe
 nothing to judge), reward null."""
 
 
+# Made once: a search writes several texts an answer.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 def digest(*parts: Any) -> str:
     """128-bit digest of the parts, 32 lower-case hex digits. Parts are JSON values; their order and types matter."""
     return hashlib.blake2b(canonical_json(list(parts)).encode(), digest_size=16).hexdigest()
+
+
+def numbered_digests(*parts: Any, numbers: Iterable[int]) -> list[str]:
+    """`digest(*parts, number)` for each number; the parts are read once."""
+    begun = hashlib.blake2b(canonical_json(list(parts))[:-1].encode(), digest_size=16)
+    found = []
+    for number in numbers:
+        one = begun.copy()
+        one.update(f",{number}]".encode())
+        found.append(one.hexdigest())
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +98,13 @@ class Attempt:
     """Of the output under the distribution it was sampled from, in nats; None where there is no such thing."""
 
 
-def attempt_id(
-    problem_id: str, generation: int, teacher: str, searcher: str, search_params: dict[str, Any], seed: int, index: int
-) -> str:
-    """Names an attempt by everything that shaped it."""
-    return digest("attempt", problem_id, generation, teacher, searcher, search_params, seed, index)
+def attempt_ids(
+    problem_id: str, generation: int, teacher: str, searcher: str, search_params: dict[str, Any], seed: int, count: int
+) -> list[str]:
+    """Names a problem's attempts, numbered from 0, by everything that shaped each."""
+    return numbered_digests(
+        "attempt", problem_id, generation, teacher, searcher, search_params, seed, numbers=range(count)
+    )
 
 
 @dataclass(frozen=True, slots=True)

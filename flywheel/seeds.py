@@ -7,12 +7,13 @@ pseudorandom number generators*, fig. 15), whose outputs for consecutive counter
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flywheel.records import digest
+from flywheel.records import digest, numbered_digests
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -22,6 +23,11 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 def stream(seed: int, *names: Any) -> int:
     """A 64-bit seed for the stream with these names (generation, stage, problem, sample, ...) under a run's seed."""
     return int(digest("stream", seed, *names)[:16], 16)
+
+
+def numbered_streams(seed: int, *names: Any, numbers: Iterable[int]) -> list[int]:
+    """`stream(seed, *names, number)` for each number."""
+    return [int(name[:16], 16) for name in numbered_digests("stream", seed, *names, numbers=numbers)]
 
 
 def generator(seed: int, *names: Any) -> np.random.Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,24 @@ from flywheel.records import Attempt, Label, Problem, Rollout, StepLabel, canoni
 from storage.schemas import PROBLEMS
 from storage.tables import read_rows
 
+_ATTEMPT = tuple(entry.name for entry in fields(Attempt))
+
 
 def problem_row(problem: Problem) -> dict[str, Any]:
     return {**asdict(problem), "payload": canonical_json(problem.payload)}
 
 
-def attempt_row(attempt: Attempt) -> dict[str, Any]:
-    row = {entry.name: getattr(attempt, entry.name) for entry in fields(attempt)}
-    return {**row, "search_params": canonical_json(attempt.search_params)}
+def attempt_rows(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+    written: dict[int, str] = {}
+    rows = []
+    for attempt in attempts:
+        row = {name: getattr(attempt, name) for name in _ATTEMPT}
+        # A problem's attempts share one object.
+        if (shared := id(attempt.search_params)) not in written:
+            written[shared] = canonical_json(attempt.search_params)
+        row["search_params"] = written[shared]
+        rows.append(row)
+    return rows
 
 
 def label_row(label: Label) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from flywheel.search import solver
 from flywheel.search.protocols import Run, not_told
 from storage import judge
 from storage.layout import Layout
-from storage.rows import attempt_row
+from storage.rows import attempt_rows
 from storage.schemas import ATTEMPTS
 from storage.tables import TableWriter, replace_folder
 from tasks import models
@@ -86,7 +86,7 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
             spent = time.monotonic() - start
             work.write(
                 number,
-                [attempt_row(attempt) for attempt in attempts],
+                attempt_rows(attempts),
                 ATTEMPTS,
                 {
                     "cost": cost_fact(cost),

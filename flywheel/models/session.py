@@ -46,6 +46,8 @@ class TextSession:
         self._kept: dict[int, list[Node]] = {}
         """By prompt, those nodes that may be gone on from."""
         self._released: set[int] = set()
+        self._texts: dict[tuple[int, ...], str] = {}
+        """By token ids: samples of one problem are often alike."""
         self._policy = 0.0
         self._tokens = 0
 
@@ -141,7 +143,10 @@ class TextSession:
         """The whole answer from the prompt's end to the node, without the end token."""
         found = self._nodes[node]
         if found.text is None:
-            found.text = self._language_model.decode(found.answer())
+            ids = tuple(found.answer())
+            found.text = self._texts.get(ids)
+            if found.text is None:
+                found.text = self._texts[ids] = self._language_model.decode(ids)
         return found.text
 
     def token_ids(self, node: int) -> tuple[int, ...]:

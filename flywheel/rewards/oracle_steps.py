@@ -71,7 +71,7 @@ def score(problem: Problem, steps: Sequence[str]) -> tuple[float, ...]:
             at_hand = grammar.follow(problem.payload["numbers"], lines)
         except (grammar.Malformed, grammar.Broken):
             return (*scores, *[0.0] * (sum(bool(one.strip()) for one in steps) - len(scores)))
-        scores.append(float(reachable(tuple(sorted(expression.value for expression in at_hand)), target)))
+        scores.append(float(reachable(tuple(sorted(Fraction(expression.value) for expression in at_hand)), target)))
     return tuple(scores)
 
 

@@ -41,14 +41,11 @@ class Draws:
     def draw(self, counts: Mapping[int, int]) -> None:
         """So many more samples (one at least) of the problems at these positions: one batch for the model, one for
         the reward."""
-        requests = [
-            Extension(
-                position, None, unit.key(self._run, self.asked[position].problem, index), self._sampling,
-                self._max_new_tokens,
-            )
-            for position, count in counts.items()
-            for index in range(len(self.leaves[position]), len(self.leaves[position]) + count)
-        ]  # fmt: skip
+        requests = []
+        for position, count in counts.items():
+            drawn = len(self.leaves[position])
+            keys = unit.keys(self._run, self.asked[position].problem, range(drawn, drawn + count))
+            requests += [Extension(position, None, key, self._sampling, self._max_new_tokens) for key in keys]
         for request, segment in zip(requests, self.session.extend(requests, self._should_stop), strict=True):
             self.leaves[request.prompt].append(Leaf(segment.node, unit.stop_reason(segment), segment.flops))
         if self._reward.votes:

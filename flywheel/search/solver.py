@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from flywheel.records import Attempt, Problem, attempt_id
+from flywheel.records import Attempt, Problem, attempt_ids
 from flywheel.rewards.reward import Answer, Reward
 from flywheel.search import unit
 from flywheel.search.protocols import Run, Text, never_stop
@@ -48,10 +48,11 @@ def search(
     found = []
     for (problem, answers), judgements in zip(groups, reward.judge(groups, should_stop), strict=True):
         asked = unit.ask(problem, solver, encoder)
-        for index, (answer, judgement) in enumerate(zip(answers, judgements, strict=True)):
+        names = attempt_ids(problem.problem_id, run.generation, snapshot, NAME, {}, run.seed, len(answers))
+        for index, (name, answer, judgement) in enumerate(zip(names, answers, judgements, strict=True)):
             found.append(
                 Attempt(
-                    attempt_id=attempt_id(problem.problem_id, run.generation, snapshot, NAME, {}, run.seed, index),
+                    attempt_id=name,
                     problem_id=problem.problem_id,
                     generation=run.generation,
                     teacher=snapshot,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from flywheel.compute import Cost
-from flywheel.records import Attempt, Problem, StopReason, attempt_id
+from flywheel.records import Attempt, Problem, StopReason, attempt_ids
 from flywheel.rewards.reward import Answer, Judgement, Reward
 from flywheel.search.protocols import Run, Sampler, Sampling, Searcher, Segment, Session, Text
-from flywheel.seeds import stream
+from flywheel.seeds import numbered_streams, stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,11 @@ def key(run: Run, problem: Problem, *names: int | str) -> int:
     return stream(run.seed, run.generation, run.purpose, problem.problem_id, *names)
 
 
+def keys(run: Run, problem: Problem, numbers: Iterable[int]) -> list[int]:
+    """`key(run, problem, number)` for each number."""
+    return numbered_streams(run.seed, run.generation, run.purpose, problem.problem_id, numbers=numbers)
+
+
 def check_draws(samples: int, sampling: Sampling) -> None:
     """Greedy decoding gives one answer, however often it is asked."""
     if sampling.temperature is None and samples != 1:
@@ -110,15 +115,16 @@ def attempts(
     if searcher.needs_steps or searcher.needs_decision or searcher.judges_alone:
         # The reward steered the search, and so shaped what it found.
         params = {**params, "reward": reward.name}
+    names = attempt_ids(
+        problem.problem_id, run.generation, sampler.snapshot, searcher.name, params, run.seed, len(leaves)
+    )
     made = []
-    for index, (leaf, judgement) in enumerate(zip(leaves, judgements, strict=True)):
+    for index, (name, leaf, judgement) in enumerate(zip(names, leaves, judgements, strict=True)):
         output, token_ids = session.text(leaf.node), session.token_ids(leaf.node)
         log_probabilities = session.log_probabilities(leaf.node)
         made.append(
             Attempt(
-                attempt_id=attempt_id(
-                    problem.problem_id, run.generation, sampler.snapshot, searcher.name, params, run.seed, index
-                ),
+                attempt_id=name,
                 problem_id=problem.problem_id,
                 generation=run.generation,
                 teacher=sampler.snapshot,

@@ -63,6 +63,12 @@ def test_famous_hands(hand: tuple[int, ...], target: int) -> None:
     assert reachable(tuple(map(Fraction, hand)), Fraction(target)) == (hand != (1, 1, 1, 1))
 
 
+def test_a_step_after_which_only_fractions_help() -> None:
+    """In floating point 8 / (3 - 8/3) is 23.99999999999999."""
+    reachable.cache_clear()
+    assert score(problem([1, 3, 3, 8, 8], 24), ["3 * 1 = 3"]) == (1.0,)
+
+
 @pytest.mark.parametrize("hand", [(3, 5, 8), (2, 4, 7), (1, 6, 9)])
 def test_first_steps_against_brute_force(hand: tuple[int, ...]) -> None:
     """Every first line of every kind, for every target that the domain has."""

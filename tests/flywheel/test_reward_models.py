@@ -297,7 +297,7 @@ def test_a_pretrained_base(tmp_path: Path, model_folder: Path, token_folder: Pat
     assert again == reward_model.load(token_folder, "cpu", TOKEN).snapshot
 
 
-def test_models_that_do_not_fit(tmp_path: Path, model_folder: Path) -> None:
+def test_models_that_do_not_fit(tmp_path: Path, model_folder: Path, token_folder: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         reward_model.load(tmp_path / "nowhere", "cpu", TOKEN)
     texts = sequence_folder(tmp_path / "three", model_folder, 3)

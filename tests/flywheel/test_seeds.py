@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from flywheel.seeds import generator, stream, uniform
+from flywheel.records import digest, numbered_digests
+from flywheel.seeds import generator, numbered_streams, stream, uniform
 
 # First outputs of SplitMix64 for seed 1234567, as published with the reference implementation.
 REFERENCE = [
@@ -48,6 +49,13 @@ def test_a_draw_depends_on_its_address_alone() -> None:
     assert (uniform(keys.ravel()[shuffled], 3) == whole.ravel()[shuffled]).all()
     assert uniform(keys[7:8, 2:3], 3)[0, 0] == whole[7, 2]
     assert (keys == np.arange(100).reshape(20, 5)).all(), "keys are left as they were"
+
+
+def test_many_numbers_are_named_as_one_is() -> None:
+    names = ("ä", 3, {"b": None, "a": [1.0, 1]}, "")
+    numbers = [0, 7, 10**12]
+    assert numbered_digests(*names, numbers=numbers) == [digest(*names, number) for number in numbers]
+    assert numbered_streams(5, *names, numbers=numbers) == [stream(5, *names, number) for number in numbers]
 
 
 def test_streams_are_named() -> None:
