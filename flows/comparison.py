@@ -18,6 +18,7 @@ from flywheel.errors import FlywheelError, InputError, Interrupted
 from flywheel.evaluation import intervals
 from storage import recipes
 from storage.history import history
+from storage.ledger import INVESTED
 from storage.registry import Registry
 from storage.rows import read_problems
 from storage.tables import replace_text
@@ -49,12 +50,7 @@ def compare(
         groups += [group[problem] for problem in problems]
         for name, outcome in contenders.items():
             values.setdefault(name, []).extend(outcome[problem] for problem in problems)
-        spent.append(
-            sum(
-                sum(row["stages"].get(stage, 0.0) for stage in ("generate", "train", "supervise"))
-                for row in history(registry)
-            )
-        )
+        spent.append(sum(sum(row["stages"].get(stage, 0.0) for stage in INVESTED) for row in history(registry)))
     student = values["student at once"]
     result = {
         "seeds": seeds,

@@ -30,7 +30,6 @@ from tasks import tuned_search
 from tasks.stage import Hooks
 
 NAMES = (*controls.NAMES, tuned_search.NAME)
-_COMPARED = ("generate", "train", "supervise")
 
 
 @flow(name="control", flow_run_name="control {name}", validate_parameters=False)
@@ -79,7 +78,7 @@ def _measure(name: str, root: str, budget_flops: float, tracker: Any) -> dict[st
 def _spent(opened: Registry, head: int) -> float:
     """Executed FLOPs of search and training on the line of the head, generation 0 included."""
     line = history.window(opened, head)
-    rows = [row for number in line for row in ledger.read(opened.layout, number) if row["stage"] in _COMPARED]
+    rows = [row for number in line for row in ledger.read(opened.layout, number) if row["stage"] in ledger.INVESTED]
     return sum(ledger.flops(rows).values())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.progress import Step
+from storage.ledger import WORK
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,8 +127,7 @@ class Terminal:
 def overhead_sentence(rows: list[dict[str, Any]]) -> str:
     """How the time of some generations was spent."""
     total = sum(row["seconds"]["total"] for row in rows)
-    stages = ("generate", "train", "supervise", "evaluate")
-    work = {name: sum(row["seconds"].get(name, 0.0) for row in rows) for name in stages}
+    work = {name: sum(row["seconds"].get(name, 0.0) for row in rows) for name in WORK}
     rest = total - sum(work.values())
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in work.items() if seconds or name != "supervise")
     return (

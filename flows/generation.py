@@ -26,8 +26,6 @@ from storage.tables import replace_text
 from tasks import generate, models, train
 from tasks.stage import Report, sources_digest
 
-WORK = ("generate", "train", "supervise", "evaluate")
-"""Stages that are the point; the time of all else is overhead."""
 _RUN = {
     "generate": stages.run_sharded,
     "supervise": stages.run_sharded_then_whole,
@@ -59,7 +57,7 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
     for stage in ("problems", "generate", "filter", "train", *supervise, "evaluate"):
         began = time.monotonic()
         reports[stage] = _RUN.get(stage, stages.run_whole)(stage, layout, params, tracker)
-        if stage in WORK:
+        if stage in ledger.WORK:
             worked[stage] = time.monotonic() - began
     stop.check()
     overhead = time.monotonic() - start - sum(worked.values())

@@ -19,11 +19,10 @@ from flows.search_page import points
 from flywheel.errors import InputError
 from flywheel.evaluation import intervals
 from storage.history import history
+from storage.ledger import INVESTED
 from storage.registry import Registry
 from storage.rows import read_problems
 from storage.tables import replace_text
-
-_STAGES = ("generate", "train", "supervise")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def _curve(registry: Registry) -> list[dict[str, Any]]:
     for row in history(registry):
         if row["status"] == "abandoned":
             continue
-        taken = {stage: row["stages"].get(stage, 0.0) for stage in _STAGES}
+        taken = {stage: row["stages"].get(stage, 0.0) for stage in INVESTED}
         spent += sum(taken.values())
         metrics = row["metrics"]
         found.append(

@@ -11,6 +11,7 @@ from typing import Any
 from flywheel.evaluation import intervals
 from flywheel.evaluation.intervals import Interval
 from flywheel.scaling.amortization import BreakEven, SearchCurve, at_budgets, at_equal_accuracy
+from storage.ledger import INVESTED
 from storage.registry import Registry
 from storage.views import query
 
@@ -87,7 +88,7 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
     )
     # Generations off the line cost too: a rolled-back one was paid for.
     spent = {row["stage"]: row["flops"] for row in query(registry, _SPENT.format(first=first, last=last)).rows}
-    investment = sum(spent.get(stage, 0.0) for stage in ("generate", "train", "supervise"))
+    investment = sum(spent.get(stage, 0.0) for stage in INVESTED)
     curve = _curve(cells, problems, first)
     accuracy, price = _mean(student, "value"), _mean(student, "flops")
     student_share = intervals.share([row["value"] for row in student], groups)

@@ -8,6 +8,11 @@ from typing import Any
 from storage.layout import Layout
 from storage.tables import replace_text
 
+INVESTED = ("generate", "train", "supervise")
+"""Stages whose FLOPs make a student. Evaluation, which only measures, comes on top."""
+WORK = (*INVESTED, "evaluate")
+"""Stages that are the point; the time of all else is overhead."""
+
 
 def read(layout: Layout, generation: int) -> list[dict[str, Any]]:
     """Rows of one generation, in the order in which stages ended; none if nothing has."""

@@ -21,7 +21,7 @@ DEFAULT_PRESET = "countdown"
 
 
 def recipe_text(params: Params | None = None, judge: bool = False) -> str:
-    """The text of `dvc.yaml`: the stages of one generation with these params (none: without process supervision).
+    """The text of `dvc.yaml`: the stages of one generation with these params (none: as few as there can be).
 
     `judge` says whether an earlier generation's reward model goes in. Where neither the params nor a judge ask for
     more, it is the file as shipped.
@@ -29,11 +29,15 @@ def recipe_text(params: Params | None = None, judge: bool = False) -> str:
     text = (_folder() / "dvc.yaml").read_text(encoding="utf-8")
     supervised = params is not None and params.supervise.enabled
     judged = params is not None and params.reward.by_own_model
-    if not (supervised or judged):
+    paired = params is not None and params.train.preference != "none"
+    if not (supervised or judged or paired):
         return text
     assert params is not None
     recipe = yaml.safe_load(text)
     stages: dict[str, Any] = recipe["stages"]
+    if paired:
+        _depend(stages["train"], "attempts")
+        stages["train"]["params"] = [*stages["train"]["params"], "filter.threshold", "filter.per_problem"]
     # A judge that generate does not ask for may still be what the next reward model starts from.
     if judged and judge:
         _depend(stages["generate"], "judge")
@@ -52,13 +56,13 @@ def recipe_text(params: Params | None = None, judge: bool = False) -> str:
 
 
 def wiring(text: str) -> dict[str, tuple[bool, ...]]:
-    """What process supervision makes of a `dvc.yaml`: for each stage that it touches, whether the judge and the new
-    reward model go in. A file edited by hand elsewhere has the wiring of the file as shipped."""
+    """What the params make of a `dvc.yaml`: for each stage that they touch, whether the judge, the new reward model and
+    the attempts go in. A file edited by hand elsewhere has the wiring of the file as shipped."""
     values = yaml.safe_load(text)
     stages = (values.get("stages") if isinstance(values, dict) else None) or {}
     return {
-        name: tuple(model in (stages[name].get("deps") or []) for model in ("judge", "reward_model"))
-        for name in ("generate", "supervise", "evaluate")
+        name: tuple(model in (stages[name].get("deps") or []) for model in ("judge", "reward_model", "attempts"))
+        for name in ("generate", "train", "supervise", "evaluate")
         if isinstance(stages.get(name), dict)
     }
 

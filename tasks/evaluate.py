@@ -15,7 +15,6 @@ from typing import Any
 
 from flywheel.compute import Cost
 from flywheel.evaluation import champion, collapse, intervals, metrics
-from flywheel.models.checkpoints import weights_digest
 from flywheel.params import Params
 from flywheel.records import Attempt, Problem
 from flywheel.rewards.exact import Exact
@@ -43,7 +42,7 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
     units, work = _open(params, layout)
     mine = my_units(len(units), shard, shards)
     total, done, facts = sum(len(units[number]) for number in mine), 0, []
-    student = weights_digest(layout.student)
+    student = models.snapshot_of(layout.student)
     for number in mine:
         hooks.should_stop()
         if not work.done(number):

@@ -123,6 +123,20 @@ def reward_inputs(params: Params, own: Path) -> list[Path]:
     return [found.parent if found.name == "__init__.py" else found]
 
 
+def snapshot_of(folder: Path) -> str:
+    """Digest of a model folder's weights, read once a process as long as its files stay what they are."""
+    marks = tuple(
+        (path.name, (held := path.stat()).st_ino, held.st_size, held.st_mtime_ns)
+        for path in sorted(folder.glob("*.safetensors"))
+    )
+    return _snapshot(folder, marks)
+
+
+@lru_cache(maxsize=8)
+def _snapshot(folder: Path, _marks: tuple[tuple[str, int, int, int], ...]) -> str:
+    return weights_digest(folder)
+
+
 def newest_reward_model(params: Params, layout: Layout) -> Path:
     """The registry's own reward model once the stage `supervise` has had its turn."""
     return layout.reward_model if params.supervise.enabled else layout.judge
@@ -142,7 +156,7 @@ def load_reward(params: Params, domain: Domain, own: Path) -> Reward:
         )
     use_threads(execution)
     device = language.device_for(execution.device)
-    snapshot = weights_digest(own) if wants_own else None
+    snapshot = snapshot_of(own) if wants_own else None
     return _reward(section, params.problems, params.seed, str(own) if wants_own else None, snapshot, device,
                    execution.reward_processes)  # fmt: skip
 

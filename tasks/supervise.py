@@ -12,7 +12,6 @@ from __future__ import annotations
 import shutil
 import time
 
-from flywheel.models.checkpoints import weights_digest
 from flywheel.params import Params
 from flywheel.records import Problem, digest
 from flywheel.rewards.exact import Exact
@@ -150,7 +149,7 @@ def _label_unit(
     rollouts, labels, cost = label_steps(
         problems,
         domain,
-        models.load_sampler(str(layout.student), weights_digest(layout.student), params.execution),
+        models.load_sampler(str(layout.student), models.snapshot_of(layout.student), params.execution),
         Exact(domain),
         Run(params.seed, params.generation, "supervise"),
         attempts=section.attempts,

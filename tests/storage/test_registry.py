@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flywheel.errors import InputError, RegistryBusy, RegistryError
 from flywheel.params import load, parse
@@ -133,6 +134,21 @@ def test_presets_lie_over_the_default_params(tmp_path: Path, monkeypatch: pytest
     assert recipes.load_preset("countdown")["filter"]["window"] is None
     with pytest.raises(InputError, match="did you mean tiny"):
         recipes.load_preset("tinny")
+
+
+def test_pairs_make_training_depend_on_the_attempts() -> None:
+    values = recipes.load_preset("countdown")
+    shipped = yaml.safe_load(recipes.recipe_text(parse(values)))
+    values["train"]["preference"] = "dpo"
+    paired = yaml.safe_load(recipes.recipe_text(parse(values)))
+    train, before = paired["stages"].pop("train"), shipped["stages"].pop("train")
+    assert paired == shipped
+    assert (set(train["deps"]) - set(before["deps"]), set(train["params"]) - set(before["params"])) == (
+        {"attempts"},
+        {"filter.threshold", "filter.per_problem"},
+    )
+    text = recipes.recipe_text(parse(values))
+    assert recipes.wiring(text) != recipes.wiring(recipes.recipe_text())
 
 
 @pytest.mark.parametrize("name", recipes.presets())

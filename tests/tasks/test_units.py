@@ -13,6 +13,7 @@ from flywheel import params as parameters
 from flywheel.compute import Cost
 from flywheel.errors import FlywheelError, Interrupted, ModelError
 from flywheel.models import language
+from flywheel.models.checkpoints import weights_digest
 from flywheel.params import Params
 from flywheel.problems import domain as domains
 from flywheel.search.best_of_n import BestOfN
@@ -192,6 +193,14 @@ def test_each_generation_draws_its_own_problems(layout: Layout, tiny: Params) ->
     assert [len(ids) for ids in drawn] == [14, 14]
     assert drawn[0] != drawn[1]
     assert drawn[0] == sorted(drawn[0])
+
+
+def test_a_digest_kept_for_later_is_made_anew_for_other_weights(layout: Layout, tiny: Params) -> None:
+    words = list(domains.load(tiny.problems).vocabulary())
+    first = models.snapshot_of(layout.parent)
+    assert models.snapshot_of(layout.parent) == first == weights_digest(layout.parent)
+    other = language.create(tiny.model, words, (), 4, layout.parent)
+    assert models.snapshot_of(layout.parent) == other != first
 
 
 def test_a_teacher_that_is_not_the_one_lineage_names(layout: Layout, tiny: Params) -> None:
