@@ -53,6 +53,11 @@ class Beam:
             "max_flops": self.max_flops,
         }
 
+    @property
+    def pools(self) -> list[int]:
+        """Beams of each pool: beams compete within theirs."""
+        return [self.samples]
+
     def search(
         self,
         problems: Sequence[Problem],
@@ -64,5 +69,4 @@ class Beam:
         should_stop: Callable[[], None] = never_stop,
         finished: Callable[[int, list[Attempt]], None] = not_told,
     ) -> tuple[list[list[Attempt]], Cost]:
-        pools = [self.samples]
-        return frontier.search(self, pools, problems, text, sampler, reward, run, should_stop, finished)
+        return frontier.search(self, self.pools, problems, text, sampler, reward, run, should_stop, finished)

@@ -8,38 +8,22 @@ beams are as in `beam`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flywheel import sections
-from flywheel.compute import Cost
-from flywheel.records import Attempt, Problem
-from flywheel.rewards.reward import Reward
-from flywheel.search import frontier, unit
-from flywheel.search.protocols import Run, Sampler, Sampling, Text, never_stop, not_told
+from flywheel.search import unit
+from flywheel.search.beam import Beam
 
 
 @dataclass(frozen=True, slots=True)
-class Dvts:
+class Dvts(Beam):
     """`samples` / `width` pools of `width` beams a problem; one sample is one pool of one beam."""
 
-    samples: int
-    width: int
-    lookahead: int
-    max_steps: int
-    aggregate: sections.Aggregate
-    sampling: Sampling
-    max_new_tokens: int
-    max_flops: float | None = None
-
     name = "dvts"
-    needs_steps = True
-    needs_decision = False
-    judges_alone = False
 
     def __post_init__(self) -> None:
-        unit.check_draws(self.samples, self.sampling)
+        # By name: a class with slots is made twice, and super() would mean the first.
+        Beam.__post_init__(self)
         if self.samples > 1 and self.samples % self.width:
             raise ValueError(f"samples ({self.samples}) must be a multiple of width ({self.width}): whole subtrees")
 
@@ -60,16 +44,6 @@ class Dvts:
         """Of a subtree."""
         return min(self.width, self.samples)
 
-    def search(
-        self,
-        problems: Sequence[Problem],
-        text: Text,
-        sampler: Sampler,
-        reward: Reward,
-        run: Run,
-        *,
-        should_stop: Callable[[], None] = never_stop,
-        finished: Callable[[int, list[Attempt]], None] = not_told,
-    ) -> tuple[list[list[Attempt]], Cost]:
-        pools = [self.beams] * (self.samples // self.beams)
-        return frontier.search(self, pools, problems, text, sampler, reward, run, should_stop, finished)
+    @property
+    def pools(self) -> list[int]:
+        return [self.beams] * (self.samples // self.beams)
