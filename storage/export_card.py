@@ -43,7 +43,7 @@ reward below `filter.threshold` |
 | `completions` | the steps of one answer, without what ends a step |
 | `labels` | whether each step is right: its score is above {threshold:g} |
 | `scores` | the score of each step: the share of rollouts from its end that came right (estimate `soft`), or 1 where \
-any did (`hard`) |
+any did (`hard`), or the answer's own verdict (`outcome`) |
 | `step_label_id`, `problem_id`, `generation` | name the row in the registry |
 | `policy`, `estimate`, `rollouts` | the model that answered and completed, by its weights; how scores were made; \
 completions a step |""",
