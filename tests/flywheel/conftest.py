@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flywheel import params
-from flywheel.models import language
+from flywheel.models import language, server_client
 from flywheel.models.language import LanguageModel
 from flywheel.problems.countdown import Countdown
+from tests.flywheel.small_server import Dialect, SmallServer, serving
 
 TINY = params.Model(hidden_size=16, layers=2, heads=2, intermediate_size=32)
 
@@ -41,3 +43,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, countdown: Countdown)
 def tiny(model_folder: Path) -> LanguageModel:
     """The model, loaded anew: a test may train it."""
     return language.load(model_folder, "cpu")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses before a request is sent again are short, and no key of this machine's is sent along."""
+    monkeypatch.setattr(server_client, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def small() -> Iterator[SmallServer]:
+    """A server that can do all."""
+    with serving(Dialect()) as running:
+        yield running

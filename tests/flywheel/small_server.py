@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from flywheel.models import server
+from flywheel.models.protocols import Extension, Sampling
+from flywheel.models.server import ServerSampler
 from flywheel.records import digest
 
 END = "$"
@@ -215,3 +218,23 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+WARM = Sampling(1.0)
+
+
+def connect(running: SmallServer, **options: Any) -> ServerSampler:
+    settings: dict[str, Any] = {"requests_at_once": 4, "seconds": 5.0, "retries": 3} | options
+    sampler = server.connect(running.address, **settings)
+    running.seen.clear()
+    running.times.clear()
+    return sampler
+
+
+def ask(count: int, prompt: int = 0, sampling: Sampling = WARM, tokens: int = 20) -> list[Extension]:
+    return [Extension(prompt, None, 1000 * prompt + index, sampling, tokens) for index in range(count)]
+
+
+def texts_of(sampler: ServerSampler, requests: list[Extension], *prompts: str) -> list[str]:
+    session = sampler.open([[]] * len(prompts), list(prompts), "\n")
+    return [session.text(segment.node) for segment in session.extend(requests, lambda: None)]
