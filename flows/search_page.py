@@ -99,7 +99,7 @@ def picture(document: dict[str, Any]) -> str:
         lines.setdefault(row["arm"], []).append(row)
     with mpl.rc_context({"svg.hashsalt": "flywheel", "svg.fonttype": "none", "font.size": 8.5}):
         figure = Figure(figsize=(9.6, 7.6), layout="constrained")
-        panels = figure.subplots(2, 2, sharey=True)
+        panels = figure.subplots(2, 2)
         for axes, (title, belongs) in zip(panels.flat, _PANELS, strict=True):
             for index, name in enumerate(filter(belongs, lines)):
                 rows = lines[name]
@@ -112,10 +112,11 @@ def picture(document: dict[str, Any]) -> str:
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_xlabel("FLOPs a problem, prompt and reward included")
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(fontsize=7, frameon=False, loc="upper left")
+            # A panel has a scale of its own; the upper third is for the legend.
+            axes.set_ylim(0.0, 1.5 * axes.dataLim.y1)
+            axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
         for axes in panels[:, 0]:
             axes.set_ylabel(f"share of {document['what']['problems']} test problems")
-            axes.set_ylim(bottom=0.0)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
