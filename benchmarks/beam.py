@@ -45,7 +45,7 @@ class Pool:
 
 
 def ours(
-    searcher: Beam | Dvts, problems: list[Problem], domain: Countdown, sampler: TextSampler, unit: int, seed: int
+    searcher: Beam, problems: list[Problem], domain: Countdown, sampler: TextSampler, unit: int, seed: int
 ) -> tuple[int, int]:
     """Search all problems, unit by unit; returns (tokens drawn, problems solved)."""
     tokens = solved = 0
@@ -59,7 +59,7 @@ def ours(
 
 
 def theirs(
-    searcher: Beam | Dvts, problems: list[Problem], domain: Countdown, model: LanguageModel, seed: int
+    searcher: Beam, problems: list[Problem], domain: Countdown, model: LanguageModel, seed: int
 ) -> tuple[int, int]:
     """The loop over problems; returns the same."""
     import torch
@@ -75,12 +75,7 @@ def theirs(
     tokens = solved = 0
     for problem in problems:
         prompt = model.encode_prompt(domain.prompt(problem))
-        sizes = (
-            [searcher.samples]
-            if isinstance(searcher, Beam)
-            else [searcher.beams] * (searcher.samples // searcher.beams)
-        )
-        pools = [Pool(beams) for beams in sizes]
+        pools = [Pool(beams) for beams in searcher.pools]
         for step in range(searcher.max_steps):
             live = [pool for pool in pools if pool.beams]
             if not live:

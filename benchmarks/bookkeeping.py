@@ -81,6 +81,8 @@ def main() -> int:
     given = parser.parse_args()
     if min(given.problems, given.samples, given.max_new_tokens, given.threads) < 1 or given.units < 2:
         parser.error("all numbers must be at least 1, --units at least 2")
+    if given.model and not (Path(given.model) / "config.json").is_file():
+        parser.error(f"{given.model} is no model folder")
     import torch
 
     torch.set_num_threads(given.threads)

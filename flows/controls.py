@@ -68,7 +68,7 @@ def _measure(name: str, root: str, budget_flops: float, tracker: Any) -> dict[st
     hooks = Hooks(tell, stop.check)
     if name != tuned_search.NAME:
         return controls.run(name, params, opened.layout, budget_flops, hooks)
-    student = copy_model(opened, 0, "student")
+    student = copy_model(opened, 0, "student", opened.layout.tmp)
     try:
         return tuned_search.run(params, opened.layout, student, hooks)
     finally:
@@ -82,17 +82,18 @@ def _spent(opened: Registry, head: int) -> float:
     return sum(ledger.flops(rows).values())
 
 
-def copy_model(opened: Registry, generation: int, output: str) -> Path:
-    """A published model (`student`, `reward_model`), copied out of the cache into scratch; the caller removes it.
-    Raises InputError where the generation made none."""
+def copy_model(opened: Registry, generation: int, output: str, scratch: Path) -> Path:
+    """A published model (`student`, `reward_model`), copied out of the cache to a folder in `scratch`, which the caller
+    removes. Raises InputError where the generation made none."""
     text = git.read_many(opened.root, [f"{tag_name(generation)}:dvc.lock"])[0]
     assert text is not None, tag_name(generation)
     outputs = cache.lock_outputs(text.decode())
     if output not in outputs:
         raise InputError(
-            f"gen/{generation} made no {output}; set supervise.enabled for a generation, or take one that has it"
+            f"gen/{generation} made no {output} in {opened.root}; set supervise.enabled for a generation, or take one "
+            "that has it"
         )
-    folder = opened.layout.tmp / f"{output}-{uuid.uuid4().hex[:8]}"
+    folder = scratch / f"{output}-{uuid.uuid4().hex[:8]}"
     for name, md5 in cache.tree(opened, outputs[output]).items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from flywheel.evaluation import intervals
 
 Rows = Sequence[dict[str, Any]]
 NAIVE, WEIGHTED, BEAM = "best_of_n, process", "best_of_n, process, weighted", "beam, process"
+OUTCOME = "best_of_n, outcome"
 _BINS = ((0.0, 0.0, "never solved"), (0.0, 0.25, "up to a quarter"), (0.25, 0.75, "middling"), (0.75, 1.0, "easy"))
 
 
@@ -39,6 +40,11 @@ def findings(rows: Rows) -> dict[str, Any]:
             {"budget": budget, **_difference(_paired(rows, WEIGHTED, NAIVE, budget))}
             for budget in budgets
             if budget > 2
+        ],
+        "outcome_minus_process": [
+            {"budget": budget, **_difference(_paired(rows, OUTCOME, NAIVE, budget))}
+            for budget in budgets
+            if budget > 1 and any(row["arm"] == OUTCOME for row in rows)
         ],
         "beam_minus_naive": [
             {"budget": budget, **_difference(_paired(rows, BEAM, NAIVE, budget))} for budget in budgets if budget > 1
@@ -190,6 +196,10 @@ def _said(found: dict[str, Any]) -> list[str]:
     lines += ["", "**Weighted above naive** (best-of-N by the process reward):", ""]
     lines += ["| N | difference | 95 % |", "|---|---|---|"]
     lines += [f"| {row['budget']} | {points(row)} |" for row in found["weighted_minus_naive"]]
+    if found["outcome_minus_process"]:
+        lines += ["", "**An outcome model in place of a process model** (naive best-of-N by each):", ""]
+        lines += ["| N | difference | 95 % |", "|---|---|---|"]
+        lines += [f"| {row['budget']} | {points(row)} |" for row in found["outcome_minus_process"]]
     return lines
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,13 @@ def search_table_of(
     opened, folder = Registry.open(Path(registry)), Path(out)
     with lock.ensure(opened, "measure searchers"):
         tracker = Tracker(opened.layout)
-        trainers = _trainers(opened, generation, outcome_from)
-        student = copy_model(opened, generation, "student")
-        judges = {name: copy_model(trainer, generation, "reward_model") for name, trainer in trainers.items()}
+        params = _params(opened, generation, overrides)
+        trainers = _trainers(opened, generation, params, outcome_from)
+        # In this registry alone, which is held: a run in the other one would clear its own.
+        scratch = opened.layout.tmp / f"search-table-{uuid.uuid4().hex[:8]}"
         try:
-            params = _params(opened, generation, overrides)
+            student = copy_model(opened, generation, "student", scratch)
+            judges = {n: copy_model(trainer, generation, "reward_model", scratch) for n, trainer in trainers.items()}
             work = search_table.cells(budgets, search_table.arms_for(params, judges))
             _check(folder, _what(opened, generation, params, student, judges, budgets, problems, work))
             use_threads(params.execution)
@@ -81,26 +84,38 @@ def search_table_of(
             _difficulty(params, str(opened.root), str(student), str(folder), problems)
         finally:
             tracker.close()
-            for scratch in (student, *judges.values()):
-                shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
         return _sum_up(trainers, generation, folder, work)
 
 
-def _trainers(opened: Registry, generation: int, outcome_from: str | None) -> dict[str, Registry]:
-    """The registries whose reward models serve, by the reward. Raises InputError where the second does not fit."""
+def _trainers(opened: Registry, generation: int, params: Params, outcome_from: str | None) -> dict[str, Registry]:
+    """The registries whose reward models serve, by the reward. Raises InputError where one does not fit."""
+    _check_estimate(opened, generation, outcome=False)
     if outcome_from is None:
         return {"process": opened}
     other = Registry.open(Path(outcome_from))
+    advice = f"give --outcome-from a copy of this registry from before gen/{generation}, in which that was run anew"
     ours, theirs = (published(registry, generation)["student"]["snapshot"] for registry in (opened, other))
     if ours != theirs:
         raise InputError(
             f"gen/{generation} of {other.root} has the student {theirs[:12]}, expected {ours[:12]} as in "
-            f"{opened.root}; give --outcome-from a registry that was run with the same recipe but for supervise"
+            f"{opened.root}; {advice} with supervise.estimate=outcome"
         )
-    estimate = _params(other, generation, ()).supervise.estimate
-    if estimate != "outcome":
-        raise InputError(f"gen/{generation} of {other.root} has supervise.estimate {estimate}, expected outcome")
+    _check_estimate(other, generation, outcome=True)
+    tag = _params(other, generation, ()).reward.step_tag
+    if tag != params.reward.step_tag:
+        raise InputError(
+            f"gen/{generation} of {other.root} has reward.step_tag {tag!r}, expected {params.reward.step_tag!r}; "
+            f"{advice} with the same"
+        )
     return {"process": opened, "outcome": other}
+
+
+def _check_estimate(opened: Registry, generation: int, outcome: bool) -> None:
+    estimate = _params(opened, generation, ()).supervise.estimate
+    if (estimate == "outcome") != outcome:
+        wanted = "outcome" if outcome else "soft or hard: its reward model is to score steps"
+        raise InputError(f"gen/{generation} of {opened.root} has supervise.estimate {estimate}, expected {wanted}")
 
 
 @task(name="cell", task_run_name="{cell.name}", cache_policy=NO_CACHE)

@@ -39,9 +39,9 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(canonical_json(list(parts)).encode(), digest_size=16).hexdigest()
 
 
-def numbered_digests(*parts: Any, numbers: Iterable[int]) -> list[str]:
-    """`digest(*parts, number)` for each number; the parts are read once."""
-    begun = hashlib.blake2b(canonical_json(list(parts))[:-1].encode(), digest_size=16)
+def numbered_digests(first: Any, *parts: Any, numbers: Iterable[int]) -> list[str]:
+    """`digest(first, *parts, number)` for each number; the parts are read once."""
+    begun = hashlib.blake2b(canonical_json([first, *parts])[:-1].encode(), digest_size=16)
     found = []
     for number in numbers:
         one = begun.copy()
@@ -184,9 +184,10 @@ class StepLabel:
     scores: tuple[float, ...]
     """Of each step, in 0..1."""
     right: tuple[int, ...]
-    """Completions from the step's end that came right; of a finished answer's last step 1 if the answer is right."""
+    """Completions from the step's end that came right; of a finished answer's last step, and of every step with the
+    estimate `outcome`, 1 if the answer is right."""
     judged: tuple[int, ...]
-    """Completions that got a verdict; of a finished answer's last step 1, the answer itself."""
+    """Completions that got a verdict; there 1, the answer itself."""
     rollouts: int
     """Completions asked for; 0 where the answer itself is all that is heard (estimate `outcome`)."""
     estimate: Estimate

@@ -162,7 +162,9 @@ def _supervision(facts: dict[str, Any], params: Params) -> tuple[list[str], floa
         f"`{facts['outputs'].get('supervision', 'none')}`",
         f"`{facts['student']['snapshot']}` ({tag_name(params.generation)}/student)",
         "its digest",
-        f"{section.rollouts} rollouts a step, {section.estimate}",
+        "the answers' own verdicts"
+        if section.estimate == "outcome"
+        else f"{section.rollouts} rollouts a step, {section.estimate}",
         "the domain's checker",
     ]
     return cells, float(facts["stages"].get("supervise", 0.0))

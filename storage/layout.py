@@ -90,7 +90,7 @@ class Layout:
 
     @property
     def reward_model(self) -> Path:
-        """The process reward model that this generation trained; absent without process supervision."""
+        """The reward model that this generation trained; absent without process supervision."""
         return self.root / "reward_model"
 
     @property

@@ -123,8 +123,8 @@ def _decide(registry: Registry, params: Params) -> dict[str, Any]:
 
 
 def _place_recipe(registry: Registry, entry: dict[str, Any], params: Params, judged: bool) -> dict[str, Any]:
-    """Write dvc.yaml anew where process supervision was switched on or off, or a judge came or went; else it stays as
-    it was committed, edits of the user's included. The entry, with what was written noted."""
+    """Write dvc.yaml anew where process supervision or learning from pairs was switched on or off, or a judge came or
+    went; else it stays as it was committed, edits of the user's included. The entry, with what was written noted."""
     committed = git.read_many(registry.root, ["HEAD:dvc.yaml", "HEAD:.gitignore"])
     held, ignored = ((text or b"").decode() for text in committed)
     recipe = recipes.recipe_text(params, judged)

@@ -242,8 +242,8 @@ STEP_LABELS = _schema(
         _required("tokenizer", _text),
     ],
 )
-"""Of each step: `right` of `judged` completions from its end came right; the last step of a finished answer has the
-answer's own verdict, 1 of 1 or 0 of 1."""
+"""Of each step: `right` of `judged` completions from its end came right; the last step of a finished answer, and with
+the estimate `outcome` every step, has the answer's own verdict, 1 of 1 or 0 of 1."""
 
 STEP_LABEL_PARENTS = _schema(
     "step_label_parents",

@@ -1,4 +1,4 @@
-"""Training a process reward model: a score after each step of an answer, the chance that it comes right from there.
+"""Training a reward model of steps: a score after each step of an answer, the chance that it comes right from there.
 
 Cross-entropy against soft targets in [0, 1] (Wang et al. 2024, *Math-Shepherd*, eq. 3, with the share of right rollouts
 in place of hard labels, as in Luo et al. 2024, *OmegaPRM*), at the steps' ends alone: every other position is left out

@@ -81,7 +81,7 @@ def load(source: str | Path, device: str, section: sections.Reward) -> RewardMod
 
 
 def create(section: sections.Supervise, student: Path, seed: int, folder: Path) -> str:
-    """Make an untrained process reward model in `folder`; returns its snapshot digest.
+    """Make an untrained reward model of steps in `folder`; returns its snapshot digest.
 
     The student's weights below a new head (base `student`), as process reward models usually begin; `section.base`,
     whose head is drawn anew where it has none that classifies tokens; or a Llama that classifies tokens, with the
@@ -176,6 +176,8 @@ def _style(source: str | Path, folder: Path, section: sections.Reward) -> Style:
     wanted: dict[str, list[Style]] = {"outcome": ["sequence", "token", "words"], "process": ["token", "words"]}
     style: Any = section.style
     if style == "auto":
+        # Any causal LM has words; to take one for a judge of answers has to be asked for.
+        wanted["outcome"].remove("words")
         name = _architecture(source, folder)
         style = next((style for ending, style in _CLASSES.items() if name.endswith(ending)), name or "nothing")
     if style not in wanted[section.name]:

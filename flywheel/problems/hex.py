@@ -91,7 +91,20 @@ def _tell(board: Board, size: int, cell: int, sign: int, scratch: npt.NDArray[np
 
 
 @njit(cache=True, nogil=True)
-def _play_all(
+def make(board: Board, size: int, move: int, mover: int, scratch: npt.NDArray[np.int16]) -> bool:
+    """A legal move, the swap among them; whether it wins."""
+    cell = move
+    if move == size * size:
+        for taken in range(size * size):
+            if board[taken] != 0:
+                cell = taken % size * size + taken // size
+                board[taken] = 0
+                break
+    return place(board, size, cell, 1 - 2 * mover, scratch)
+
+
+@njit(cache=True, nogil=True)
+def _make_all(
     boards: npt.NDArray[np.int8],
     size: int,
     movers: npt.NDArray[np.int8],
@@ -104,14 +117,7 @@ def _play_all(
     for game in range(len(moves)):
         if moves[game] == _OVER:
             continue
-        sign, cell = 1 - 2 * movers[game], moves[game]
-        if cell == size * size:
-            for taken in range(size * size):
-                if boards[game, taken] != 0:
-                    cell = taken % size * size + taken // size
-                    boards[game, taken] = 0
-                    break
-        if place(boards[game], size, cell, sign, scratch):
+        if make(boards[game], size, moves[game], movers[game], scratch):
             winners[game] = movers[game]
         movers[game] = 1 - movers[game]
         plies[game] += 1
@@ -166,7 +172,7 @@ class Games:
                 f"got move {wanted[game]} in game {game}, expected an empty cell of\n{self.drawing(game)}"
                 + ("\nor the swap, as the first answer" if self.swap else "")
             )
-        _play_all(self.boards, self.size, self.movers, self.winners, self.plies, np.where(lasts, wanted, _OVER))
+        _make_all(self.boards, self.size, self.movers, self.winners, self.plies, np.where(lasts, wanted, _OVER))
 
     def select(self, games: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Games:
         """A copy of some games, by number or by mask."""

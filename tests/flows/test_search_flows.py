@@ -106,6 +106,15 @@ def test_searchers_on_one_student(guided: Path, twin: Path, tmp_path: Path) -> N
     assert "has the student" in flywheel(*other, code=2).stderr
     other[-1], other[1] = guided, "gen/0"
     assert "has supervise.estimate soft, expected outcome" in flywheel(*other, code=2).stderr
+    other[3] = twin
+    assert "has supervise.estimate outcome, expected soft or hard" in flywheel(*other, code=2).stderr
+    other[3], other[-1] = guided, twin
+    said = flywheel(*other, "--set", "reward.step_tag='='", code=2).stderr
+    assert "has reward.step_tag '\\n', expected '='" in said
+    alone = flywheel_json("searchers", "gen/1", "--registry", guided, "--out", tmp_path / "alone", "--budgets", "1,2",
+                          "--problems", "4")  # fmt: skip
+    assert {row["arm"] for row in alone["rows"]} == {arm for arm in arms if "outcome" not in arm}
+    assert not list((guided / ".flywheel" / "tmp").iterdir()), "nothing is left lying about"
 
 
 def test_rewards_at_equal_compute(tmp_path: Path) -> None:
@@ -151,7 +160,8 @@ def test_a_users_reward_and_what_becomes_of_a_bad_one(tmp_path: Path) -> None:
                     cwd=tmp_path).stderr  # fmt: skip
     assert "there is no module nowhere" in said
     said = flywheel("searchers", "gen/1", "--registry", tmp_path / "r", "--out", tmp_path / "t", code=2).stderr
-    assert "gen/1 made no reward_model; set supervise.enabled" in said
+    assert "gen/1 made no reward_model in" in said
+    assert "set supervise.enabled" in said
     flywheel("run", "--registry", tmp_path / "r", "-n", "1", "--set", "reward.function=judge:liar", cwd=tmp_path)
     sql = "SELECT status, count(*) AS n, count(reward) AS judged FROM attempts WHERE generation = 2 GROUP BY 1"
     found = {row["status"]: row for row in flywheel_json("query", sql, "--registry", tmp_path / "r")}

@@ -183,8 +183,11 @@ def test_an_outcome_read_from_steps_is_the_last_steps_score(
     assert [[one.reward for one in row] for row in first] == [[one.reward for one in row] for row in second]
     assert [[one.flops for one in row] for row in first] == [[one.flops for one in row] for row in second]
     assert not any(one.step_rewards for row in second for one in row)
-    (unread,) = outcome.judge([(tasks(countdown)[0][0], [Answer("", "eos", ())])])
-    assert unread[0].reward in {0.0, None}
+    right = "\n".join(tasks(countdown)[0][1])
+    unread = outcome.judge([(tasks(countdown)[0][0], [Answer(right, "eos", ()), Answer(right, "eos", (right,) * 400)])])
+    assert [(one.reward, one.status) for one in unread[0]] == [(None, "failed")] * 2
+    assert unread[0][0].reason == "no steps to score"
+    assert unread[0][1].reason.endswith("tokens are too many for the model")
 
 
 def test_a_padding_id_inside_a_text_moves_nothing(tmp_path: Path, model_folder: Path, countdown: Countdown) -> None:
@@ -305,6 +308,8 @@ def test_models_that_do_not_fit(tmp_path: Path, model_folder: Path, token_folder
         reward_model.load(texts, "cpu", TOKEN)
     with pytest.raises(ModelError, match="has 3 labels, expected 1, or 2"):
         reward_model.load(texts, "cpu", SEQUENCE)
+    with pytest.raises(ModelError, match=r"of the kind words, expected sequence or token for reward\.name outcome"):
+        reward_model.load(model_folder, "cpu", SEQUENCE)
     # A causal LM read as a classifier would get a head drawn at random.
     with pytest.raises(ModelError, match=r"lacks tensors, such as score\."):
         reward_model.load(model_folder, "cpu", sections.Reward(name="process", style="token"))

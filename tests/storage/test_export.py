@@ -260,7 +260,14 @@ def test_a_supervised_generations_step_labels(fresh: Fresh, tmp_path: Path) -> N
     assert [row["labels"] for row in load(tmp_path / "out")] == [[score > 0.25 for score in held[0]["scores"]]]
     _, text = front_and_text(tmp_path / "out")
     assert cache.lock_outputs(git.run(registry.root, "show", "gen/0001:dvc.lock"))["supervision"].md5 in text
+    assert "8 rollouts a step, soft" in text
     assert "its score is above 0.25" in text
+    values["supervise"]["estimate"] = "outcome"
+    sample.make_generation(registry, parse(values))
+    export(registry, "gen/2", tmp_path / "outcome", Wanted(form="stepwise"))
+    _, text = front_and_text(tmp_path / "outcome")
+    assert "the answers' own verdicts" in text
+    assert "rollouts a step," not in text
 
 
 def front_and_text(folder: Path) -> tuple[dict[str, Any], str]:

@@ -136,7 +136,7 @@ def test_presets_lie_over_the_default_params(tmp_path: Path, monkeypatch: pytest
         recipes.load_preset("tinny")
 
 
-def test_pairs_make_training_depend_on_the_attempts() -> None:
+def test_pairs_make_training_depend_on_the_attempts(fresh: Callable[[int], Registry]) -> None:
     values = recipes.load_preset("countdown")
     shipped = yaml.safe_load(recipes.recipe_text(parse(values)))
     values["train"]["preference"] = "dpo"
@@ -149,6 +149,9 @@ def test_pairs_make_training_depend_on_the_attempts() -> None:
     )
     text = recipes.recipe_text(parse(values))
     assert recipes.wiring(text) != recipes.wiring(recipes.recipe_text())
+    registry = fresh(0)
+    sample.begin_generation(registry, parse(values))
+    assert (registry.root / "dvc.yaml").read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("name", recipes.presets())
