@@ -345,6 +345,6 @@ def _conclude(tree, row, noise, rule, policy, visits):  # type: ignore[no-untype
         policy[winning], chosen = 1.0, winning
     elif chosen < 0:
         # Every move loses: what the network likes best, and nothing else to learn.
-        chosen = np.argmax(logits)
+        chosen = int(np.argmax(logits))
         policy[:] = priors / priors.sum()
     return chosen
