@@ -186,12 +186,16 @@ class Games:
         return np.sign(self.boards)
 
     def views(self) -> npt.NDArray[np.bool_]:
-        """[games, 2, size, size]: the mover's stones and the other player's, as if the mover were to join top and
-        bottom: for the second player the board is mirrored on the long diagonal. See `cells_of_views`."""
+        """[games, planes, size, size]: the mover's stones and the other player's, as if the mover were to join top and
+        bottom: for the second player the board is mirrored on the long diagonal. See `cells_of_views`. With the swap
+        rule a third plane says whether it may be used now."""
         stones = self.stones().reshape(-1, self.size, self.size)
         second = (self.movers == SECOND)[:, None, None]
         seen = np.where(second, -stones.transpose(0, 2, 1), stones)
-        return np.stack([seen > 0, seen < 0], axis=1)
+        planes = [seen > 0, seen < 0]
+        if self.swap:
+            planes.append(np.broadcast_to((self.plies == 1)[:, None, None], seen.shape))
+        return np.stack(planes, axis=1)
 
     def cells_of_views(self) -> npt.NDArray[np.int64]:
         """[games, actions]: the move that each action of a game's view stands for."""
@@ -214,8 +218,9 @@ class Games:
 
 
 def parse(texts: Sequence[str], swap: bool = False) -> Games:
-    """Games from boards in one line each, all of one size. Whose turn it is follows from the stones; a stone taken over
-    cannot be told from another. Raises InputError for what is no position of a game."""
+    """Games from boards in one line each, all of one size. Whose turn it is follows from the stones: with the swap rule
+    one O more than X says that a stone was taken over and X is to move; of equally many it is taken that none was.
+    Raises InputError for what is no board, for stones that do not take turns, and for a move after the game was won."""
     rows = [text.split("/") for text in texts]
     size = len(rows[0]) if rows else SMALLEST
     games = Games(size, len(texts), swap)
@@ -225,9 +230,11 @@ def parse(texts: Sequence[str], swap: bool = False) -> Games:
             raise InputError(f"got board {text!r}, expected {size} rows of {size} cells, X, O or '.', apart by '/'")
         cells = "".join(lines)
         first, second = cells.count("X"), cells.count("O")
-        if first - second not in (0, 1):
+        if first - second not in ((-1, 0, 1) if swap else (0, 1)):
             raise InputError(f"got board {text!r} with {first} X and {second} O; they take turns, and X begins")
-        games.plies[game], games.movers[game] = first + second, first - second
+        taken_over = second > first
+        games.plies[game] = first + second + taken_over
+        games.movers[game] = FIRST if taken_over else first - second
         for cell, mark in enumerate(cells):
             if mark != "." and place(games.boards[game], size, cell, 1 if mark == "X" else -1, scratch):
                 games.winners[game] = FIRST if mark == "X" else SECOND

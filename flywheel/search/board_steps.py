@@ -76,17 +76,19 @@ def nodes(games: int, most: int, cells: int, actions: int) -> Nodes:
 def show(tree, rows, leaves, size, views):  # type: ignore[no-untyped-def]
     """Positions as their movers see them, to the views of their games."""
     for number in range(len(rows)):
-        _show(tree.boards[rows[number], leaves[number]], tree.movers[rows[number], leaves[number]], size,
-              views[rows[number]])  # fmt: skip
+        row, leaf = rows[number], leaves[number]
+        _show(tree.boards[row, leaf], tree.movers[row, leaf], tree.plies[row, leaf], size, views[row])
 
 
 @njit(cache=True, nogil=True)
-def _show(board, mover, size, view):  # type: ignore[no-untyped-def]
+def _show(board, mover, plies, size, view):  # type: ignore[no-untyped-def]
     for row in range(size):
         for column in range(size):
             stone = -board[column * size + row] if mover == SECOND else board[row * size + column]
             view[0, row, column] = 1.0 if stone > 0 else 0.0
             view[1, row, column] = 1.0 if stone < 0 else 0.0
+            if len(view) > 2:
+                view[2, row, column] = 1.0 if plies == 1 else 0.0
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -105,7 +107,8 @@ def _keep(tree, row, leaf, size, logits, value):  # type: ignore[no-untyped-def]
         legal = tree.plies[row, leaf] == 1 if swap else tree.boards[row, leaf, action] == 0
         if legal:
             mirrored = tree.movers[row, leaf] == SECOND and not swap
-            kept[action] = logits[action % size * size + action // size if mirrored else action]
+            # A mask of the network's own says that it thinks nothing of a move, not that there is none.
+            kept[action] = max(logits[action % size * size + action // size if mirrored else action], LOW / 4)
             largest = max(largest, kept[action])
     for action in range(len(kept)):
         if kept[action] > LOW:
@@ -141,8 +144,9 @@ def _look(children, visits, values, proven, counts, worths, losing):  # type: ig
 
 @njit(cache=True, nogil=True)
 def _completed(priors, raw, counts, worths, rule, completed):  # type: ignore[no-untyped-def]
-    """The values of a node's legal moves, between 0 and 1, times what they weigh (eqs. 8 and 33): a move that was not
-    visited has the mean of the network's value and of those visited, these by their priors. Of other moves 0."""
+    """The values of a node's legal moves times what they weigh (eq. 8), first spread from 0 to 1 as mctx does. A move
+    that was not visited has the mean of the network's value and of those visited, these by their priors (eq. 33). Of
+    other moves 0."""
     total, most, seen, weighted = 0, 0, 0.0, 0.0
     low, high, some_unseen = np.inf, -np.inf, False
     for action in range(len(priors)):
@@ -215,7 +219,8 @@ def _improving(priors, counts, losing, completed, policy):  # type: ignore[no-un
 @njit(cache=True, nogil=True)
 def _exploring(priors, counts, worths, losing, exploration):  # type: ignore[no-untyped-def]
     """The move of the highest Q + U; one that was not visited has Q = 0."""
-    reach = exploration * np.sqrt(counts.sum()) / priors.sum()
+    # The node's own visits: without its first, all moves of a new node would be alike.
+    reach = exploration * np.sqrt(1.0 + counts.sum()) / priors.sum()
     best, chosen = -np.inf, -1
     for action in range(len(priors)):
         if priors[action] > 0.0 and not losing[action]:
@@ -271,7 +276,7 @@ def _descend(tree, row, wanted, noise, rule, size, view):  # type: ignore[no-unt
                 over[child], raw[child] = True, -1.0
                 proven[child] = -1 if rule.solve else 0
             else:
-                _show(boards[child], movers[child], size, view)
+                _show(boards[child], movers[child], plies[child], size, view)
         node = child
         if visits[node] == 0 or over[node] or proven[node] != 0:
             return node
@@ -336,15 +341,23 @@ def _conclude(tree, row, noise, rule, policy, visits):  # type: ignore[no-untype
         policy[:] = improved
         chosen = _halving(logits, counts, losing, completed, noise, most)
     else:
-        policy[:] = counts / max(1, counts.sum())
+        # Where every visit went to moves that turned out to lose, the priors of the others decide.
+        best, total = -np.inf, 0.0
         for action in range(actions):
-            if chosen < 0 and most and counts[action] == most and not losing[action]:
-                chosen = action
+            weight = 0.0
+            if priors[action] > 0.0 and not losing[action]:
+                weight = float(counts[action]) if most else priors[action]
+                if weight > best:
+                    best, chosen = weight, action
+            improved[action] = weight
+            total += weight
+        if total > 0.0:
+            policy[:] = improved / total
     if winning >= 0:
         policy[:] = 0.0
         policy[winning], chosen = 1.0, winning
     elif chosen < 0:
-        # Every move loses: what the network likes best, and nothing else to learn.
+        # Every move loses: what the priors like best, and nothing else to learn.
         chosen = int(np.argmax(logits))
         policy[:] = priors / priors.sum()
     return chosen

@@ -24,14 +24,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from flywheel.errors import ModelError
 from flywheel.problems.hex import NOBODY, Games
 from flywheel.search import board_steps
 from flywheel.search.board_steps import Nodes, Rule
 from flywheel.seeds import generator, uniform
 
 Evaluate = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-"""From views [positions, 2, size, size] (see `Games.views`) to logits [positions, actions], in the order of the view's
-cells, and values [positions] in -1..1: what the mover may expect."""
+"""From views [positions, planes, size, size] (see `Games.views`) to logits [positions, actions], in the order of the
+view's cells, and values [positions] in -1..1: what the mover may expect."""
 _NONE = np.zeros((1, 0), np.int32)
 """The schedule where there is no game."""
 
@@ -67,7 +68,7 @@ class TreeSearch:
     visit_offset: float = 50.0
     """gumbel: values weigh (offset + most visits) * scale, eq. 8 (c_scale, c_visit)."""
     exploration: float = 1.25
-    """puct: c."""
+    """puct: c, held constant (AlphaZero's grows with the logarithm of the visits)."""
     noise_share: float = 0.25
     noise_alpha: float | None = None
     """puct: the root's priors are mixed with a draw from Dirichlet(alpha), 10 / actions by default; share 0 is none."""
@@ -77,8 +78,17 @@ class TreeSearch:
     def __post_init__(self) -> None:
         if self.simulations < 1 or self.considered < 1:
             raise ValueError(f"got simulations={self.simulations}, considered={self.considered}; expected 1 or more")
-        if not 0.0 <= self.noise_share <= 1.0:
-            raise ValueError(f"got noise_share={self.noise_share}, expected 0 to 1")
+        if self.root not in {"gumbel", "puct"}:
+            raise ValueError(f"got root={self.root!r}, expected gumbel or puct")
+        if not 0.0 <= self.noise_share <= 1.0 or (self.noise_alpha is not None and not self.noise_alpha > 0.0):
+            raise ValueError(
+                f"got noise_share={self.noise_share}, noise_alpha={self.noise_alpha}; expected 0 to 1, and above 0"
+            )
+        if min(self.value_scale, self.visit_offset, self.exploration) < 0.0:
+            raise ValueError(
+                f"got value_scale={self.value_scale}, visit_offset={self.visit_offset}, "
+                f"exploration={self.exploration}; expected 0 or more"
+            )
 
     def search(
         self,
@@ -87,7 +97,8 @@ class TreeSearch:
         keys: npt.NDArray[np.uint64],
         budgets: npt.NDArray[np.int64] | None = None,
     ) -> Found:
-        """Search all games; none may be over. `keys` name each game's noise, `budgets` its simulations."""
+        """Search all games; none may be over. `keys` name each game's noise, `budgets` its simulations. Raises
+        ModelError where the network answers with what is no number, or not with one answer a position."""
         if (games.winners != NOBODY).any():
             raise ValueError("got a game that is over; nothing is left to search for")
         limits = np.full(len(games), self.simulations, np.int64) if budgets is None else np.asarray(budgets, np.int64)
@@ -98,7 +109,7 @@ class TreeSearch:
         longest = int(limits.max(initial=0))
         tree = board_steps.nodes(len(games), longest + 1, games.size**2, games.actions)
         tree.boards[:, 0], tree.movers[:, 0], tree.plies[:, 0] = games.boards, games.movers, games.plies
-        views = np.zeros((len(games), 2, games.size, games.size), np.float32)
+        views = np.zeros((len(games), 2 + games.swap, games.size, games.size), np.float32)
         everyone, roots = np.arange(len(games)), np.zeros(len(games), np.int64)
         board_steps.show(tree, everyone, roots, games.size, views)
         evaluations = _learn(tree, everyone, roots, games.size, views, evaluate)
@@ -151,6 +162,14 @@ def _learn(
     """Show these leaves to the network and keep what it says. Returns how many they are."""
     if len(rows):
         logits, values = evaluate(views[rows])
+        actions = tree.logits.shape[2]
+        if logits.shape != (len(rows), actions) or values.shape != (len(rows),):
+            raise ModelError(
+                f"the network answered with logits of shape {logits.shape} and values of shape {values.shape}, "
+                f"expected {(len(rows), actions)} and {(len(rows),)}"
+            )
+        if np.isnan(logits).any() or (logits == np.inf).any() or not np.isfinite(values).all():
+            raise ModelError("the network answered with logits or values that are no numbers; its weights are damaged")
         board_steps.keep(tree, rows, leaves, size, logits, values)
     return len(rows)
 

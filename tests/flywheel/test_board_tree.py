@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from flywheel.problems.hex import NOBODY, Games
+from flywheel.errors import ModelError
+from flywheel.problems.hex import NOBODY, Games, parse
 from flywheel.search.board_tree import TreeSearch
 from flywheel.search.hex_solver import LOSES, WINS, Solver
 from flywheel.seeds import generator, stream, uniform
@@ -139,7 +140,7 @@ def slow(games: Games, search: TreeSearch, simulations: int, noise: npt.NDArray[
             if search.root == "puct":
                 priors, counts = node.priors(), node.counts()
                 values = np.array([node.q().get(move, 0.0) for move in range(len(priors))])
-                scores = values + search.exploration * priors * math.sqrt(counts.sum()) / (1 + counts)
+                scores = values + search.exploration * priors * math.sqrt(1 + counts.sum()) / (1 + counts)
             else:
                 asked = node.open() & (node.counts() == plan[simulation])
                 if node is root and asked.any():
@@ -198,7 +199,9 @@ def test_every_tree_is_that_of_an_independent_search(
                 scores = np.where(best == best.max(), noise[number] + node.logits + node.transformed(), -np.inf)
                 assert found.moves[number] == scores.argmax()
             else:
-                policy = node.counts() / node.counts().sum()
+                policy = np.where(node.open(), node.counts(), 0)
+                policy = policy / policy.sum() if policy.any() else np.where(node.open(), node.priors(), 0.0)
+                policy = policy / policy.sum()
                 assert found.moves[number] == np.where(node.open(), node.counts(), -1).argmax()
             assert found.policies[number] == pytest.approx(policy, abs=1e-5)
         elif found.proven[number] == 1:
@@ -235,7 +238,7 @@ def test_games_do_not_see_one_another() -> None:
             assert one.visits[0].tolist() == other.visits[row].tolist()
             assert one.policies[0].tolist() == other.policies[row].tolist()
             assert one.moves[0] == other.moves[row]
-        assert one.visits.sum() <= budgets[number]
+        assert one.visits.sum() == budgets[number] or one.proven[0] != 0
     assert (together.visits[games.boards != 0] == 0).all()
 
 
@@ -256,7 +259,11 @@ def test_more_simulations_play_better_than_fewer() -> None:
 
 
 def test_bad_input() -> None:
-    for settings in ({"simulations": 0}, {"simulations": 1, "considered": 0}, {"simulations": 1, "noise_share": 1.5}):
+    for settings in (
+        {"simulations": 0}, {"simulations": 1, "considered": 0}, {"simulations": 1, "noise_share": 1.5},
+        {"simulations": 1, "noise_alpha": 0.0}, {"simulations": 1, "root": "gumble"},
+        {"simulations": 1, "exploration": -1.0},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             TreeSearch(**settings)  # type: ignore[arg-type]
     games = Games(3, 2)
@@ -270,6 +277,70 @@ def test_bad_input() -> None:
         TreeSearch(2).search(games, network, keys(2))
     none = TreeSearch(2).search(Games(3, 0), network, keys(0))
     assert none.moves.shape == (0,)
+
+
+@pytest.mark.parametrize("root", ["gumbel", "puct"])
+@pytest.mark.parametrize("low", [-np.inf, -1e9, -1e38])
+def test_a_move_that_the_network_masks_is_still_a_move(root: Any, low: float) -> None:
+    """X wins by c1 alone (cell 6), which the network says is not there."""
+
+    def masking(views: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        logits, values = knows_nothing(views)
+        logits[views.sum(axis=(1, 2, 3)) == 4, 6] = low
+        return logits, values
+
+    games = parse(["X.O/XO./..."])
+    assert Solver(3).moves(games)[0].tolist() == [LOSES] * 6 + [WINS] + [LOSES] * 2
+    found = TreeSearch(500, root).search(games, masking, keys(1))
+    assert (found.proven[0], found.moves[0]) == (WINS, 6)
+    few = TreeSearch(3, root).search(games, masking, keys(1))
+    assert few.proven[0] != LOSES
+
+
+def test_a_favourite_that_turns_out_to_lose_is_not_played() -> None:
+    def misled(views: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        logits, values = knows_nothing(views)
+        logits[views.sum(axis=(1, 2, 3)) == 4, 1] = 40.0
+        return logits, values
+
+    games = parse(["X.O/XO./..."])
+    for simulations in (4, 8, 60):
+        found = TreeSearch(simulations, "puct", noise_share=0.0).search(games, misled, keys(1))
+        if found.policies[0, 1] == 0.0:
+            assert found.moves[0] != 1
+    assert (found.proven[0], found.moves[0], found.policies[0, 1]) == (WINS, 6, 0.0)
+
+
+def test_with_the_swap_nobody_loses_the_second_move() -> None:
+    """Whoever answers takes a winning stone over, and leaves a losing one."""
+    games = Games(3, 9, swap=True)
+    games.play(np.arange(9))
+    takes_over = Solver(3).solve(games).values == LOSES
+
+    def network(views: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        assert views.shape[1:] == (3, 3, 3)
+        assert set(views[:, 2].mean(axis=(1, 2)).tolist()) <= {0.0, 1.0}
+        return np.zeros((len(views), 10), np.float32), np.zeros(len(views), np.float32)
+
+    for root in ("gumbel", "puct"):
+        found = TreeSearch(3000, root).search(games, network, keys(9))  # type: ignore[arg-type]
+        assert (found.proven != LOSES).all()
+        proven = found.proven == WINS
+        assert proven.sum() >= 5
+        assert ((found.moves == 9) == takes_over)[proven].all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "values", "reason"),
+    [
+        (np.full((1, 9), np.nan), np.zeros(1), "no numbers"), (np.full((1, 9), np.inf), np.zeros(1), "no numbers"),
+        (np.zeros((1, 9)), np.full(1, np.nan), "no numbers"), (np.zeros((1, 8)), np.zeros(1), r"shape \(1, 8\)"),
+        (np.zeros((1, 9)), np.zeros((1, 1)), r"values of shape \(1, 1\)"),
+    ],
+)  # fmt: skip
+def test_a_network_that_is_broken(logits: Any, values: Any, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        TreeSearch(2).search(Games(3, 1), lambda _: (logits, values), keys(1))
 
 
 def test_noise_is_a_games_own() -> None:

@@ -282,7 +282,10 @@ def test_what_a_killed_call_had_started_dies_with_it(
 
 
 PARENT = """
+import signal
 import sys
+# Also where the tests run in the background of a shell, which has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from flywheel.problems.isolated import Workers
 workers = Workers("my_judges:judge", 600.0, 512, 1)
 assert workers.start() is None

@@ -113,6 +113,10 @@ def test_the_swap_takes_the_stone_over() -> None:
     assert games.legal()[:, 9].tolist() == [True, True]
     games.play([9, 0])
     assert [games.text(0), games.text(1)] == [".../O../...", "OX./.../..."]
+    again = parse([games.text(0)], swap=True)
+    assert (again.movers[0], again.plies[0]) == (FIRST, 2)
+    assert not again.legal()[0, 9]
+    assert games.views().shape == (2, 3, 3, 3)
     assert games.movers.tolist() == [FIRST, FIRST]
     assert not games.legal()[:, 9].any(), "as the first answer only"
     with pytest.raises(InputError, match="expected an empty cell"):
