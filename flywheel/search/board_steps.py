@@ -73,7 +73,7 @@ def nodes(games: int, most: int, cells: int, actions: int) -> Nodes:
 
 
 @njit(cache=True, nogil=True)
-def show(tree, rows, leaves, size, views):  # type: ignore[no-untyped-def]
+def show(tree, rows, leaves, size, views):
     """Positions as their movers see them, to the views of their games."""
     for number in range(len(rows)):
         row, leaf = rows[number], leaves[number]
@@ -81,7 +81,7 @@ def show(tree, rows, leaves, size, views):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _show(board, mover, plies, size, view):  # type: ignore[no-untyped-def]
+def _show(board, mover, plies, size, view):
     for row in range(size):
         for column in range(size):
             stone = -board[column * size + row] if mover == SECOND else board[row * size + column]
@@ -92,14 +92,14 @@ def _show(board, mover, plies, size, view):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def keep(tree, rows, leaves, size, logits, values):  # type: ignore[no-untyped-def]
+def keep(tree, rows, leaves, size, logits, values):
     """What the network says of new nodes, its logits put in the game's own order of moves."""
     for number in prange(len(rows)):
         _keep(tree, rows[number], leaves[number], size, logits[number], values[number])
 
 
 @njit(cache=True, nogil=True)
-def _keep(tree, row, leaf, size, logits, value):  # type: ignore[no-untyped-def]
+def _keep(tree, row, leaf, size, logits, value):
     kept = tree.logits[row, leaf]
     largest = -np.inf
     for action in range(len(kept)):
@@ -118,7 +118,7 @@ def _keep(tree, row, leaf, size, logits, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def mix(tree, noise, share):  # type: ignore[no-untyped-def]
+def mix(tree, noise, share):
     """Noise into the priors of the roots."""
     for row in range(len(noise)):
         logits, priors = tree.logits[row, 0], tree.priors[row, 0]
@@ -130,7 +130,7 @@ def mix(tree, noise, share):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _look(children, visits, values, proven, counts, worths, losing):  # type: ignore[no-untyped-def]
+def _look(children, visits, values, proven, counts, worths, losing):
     """Of each of a node's moves: its visits, what it is worth to the player who makes it, and whether it is proven to
     lose. `visits`, `values` and `proven` are those of all nodes of the game."""
     for action in range(len(children)):
@@ -143,7 +143,7 @@ def _look(children, visits, values, proven, counts, worths, losing):  # type: ig
 
 
 @njit(cache=True, nogil=True)
-def _completed(priors, raw, counts, worths, rule, completed):  # type: ignore[no-untyped-def]
+def _completed(priors, raw, counts, worths, rule, completed):
     """The values of a node's legal moves times what they weigh (eq. 8), first spread from 0 to 1 as mctx does. A move
     that was not visited has the mean of the network's value and of those visited, these by their priors (eq. 33). Of
     other moves 0."""
@@ -168,7 +168,7 @@ def _completed(priors, raw, counts, worths, rule, completed):  # type: ignore[no
 
 
 @njit(cache=True, nogil=True)
-def _improved(priors, counts, losing, completed, policy):  # type: ignore[no-untyped-def]
+def _improved(priors, counts, losing, completed, policy):
     """The improved policy (eq. 11) over the moves that are not proven to lose; all zeros where there is none."""
     largest, unseen, total = -np.inf, -1.0, 0.0
     for action in range(len(priors)):
@@ -191,7 +191,7 @@ def _improved(priors, counts, losing, completed, policy):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True)
-def _halving(logits, counts, losing, completed, noise, wanted):  # type: ignore[no-untyped-def]
+def _halving(logits, counts, losing, completed, noise, wanted):
     """The best of the root's moves with so many visits; -1 where all of those are proven to lose."""
     best, chosen = -np.inf, -1
     for action in range(len(logits)):
@@ -203,7 +203,7 @@ def _halving(logits, counts, losing, completed, noise, wanted):  # type: ignore[
 
 
 @njit(cache=True, nogil=True)
-def _improving(priors, counts, losing, completed, policy):  # type: ignore[no-untyped-def]
+def _improving(priors, counts, losing, completed, policy):
     """The move that brings the visits nearest to the improved policy (eq. 14)."""
     _improved(priors, counts, losing, completed, policy)
     share = 1.0 / (1.0 + counts.sum())
@@ -217,7 +217,7 @@ def _improving(priors, counts, losing, completed, policy):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True)
-def _exploring(priors, counts, worths, losing, exploration):  # type: ignore[no-untyped-def]
+def _exploring(priors, counts, worths, losing, exploration):
     """The move of the highest Q + U; one that was not visited has Q = 0."""
     # The node's own visits: without its first, all moves of a new node would be alike.
     reach = exploration * np.sqrt(1.0 + counts.sum()) / priors.sum()
@@ -231,7 +231,7 @@ def _exploring(priors, counts, worths, losing, exploration):  # type: ignore[no-
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def descend(tree, rows, wanted, noise, rule, size, views, leaves):  # type: ignore[no-untyped-def]
+def descend(tree, rows, wanted, noise, rule, size, views, leaves):
     """From each root to a position that is new, proven or over, which is noted in `leaves`; a new one becomes a node
     and is shown in `views`. `wanted` [rows, moves considered + 1] is how many visits the root's moves in question
     have."""
@@ -241,7 +241,7 @@ def descend(tree, rows, wanted, noise, rule, size, views, leaves):  # type: igno
 
 
 @njit(cache=True, nogil=True)
-def _descend(tree, row, wanted, noise, rule, size, view):  # type: ignore[no-untyped-def]
+def _descend(tree, row, wanted, noise, rule, size, view):
     # Of this game alone: the arrays of all would be handed on with every call.
     boards, movers, plies, over = tree.boards[row], tree.movers[row], tree.plies[row], tree.over[row]
     proven, children, logits, priors = tree.proven[row], tree.children[row], tree.logits[row], tree.priors[row]
@@ -283,14 +283,14 @@ def _descend(tree, row, wanted, noise, rule, size, view):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def ascend(tree, rows, leaves, rule):  # type: ignore[no-untyped-def]
+def ascend(tree, rows, leaves, rule):
     """A visit more for each leaf and for all above it, and what is proven by it."""
     for number in prange(len(rows)):
         _ascend(tree, rows[number], leaves[number], rule)
 
 
 @njit(cache=True, nogil=True)
-def _ascend(tree, row, leaf, rule):  # type: ignore[no-untyped-def]
+def _ascend(tree, row, leaf, rule):
     proven, parents, values, visits = tree.proven[row], tree.parents[row], tree.values[row], tree.visits[row]
     node, value = leaf, float(tree.proven[row, leaf]) if tree.proven[row, leaf] != 0 else tree.raw[row, leaf]
     news = proven[leaf]
@@ -306,7 +306,7 @@ def _ascend(tree, row, leaf, rule):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _all_lose(logits, children, proven):  # type: ignore[no-untyped-def]
+def _all_lose(logits, children, proven):
     """-1 where every move is proven to lose, else 0."""
     for action in range(len(logits)):
         if logits[action] > LOW and (children[action] < 0 or proven[children[action]] <= 0):
@@ -315,14 +315,14 @@ def _all_lose(logits, children, proven):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def conclude(tree, noise, rule, moves, policies, visits):  # type: ignore[no-untyped-def]
+def conclude(tree, noise, rule, moves, policies, visits):
     """The move to play, the policy to learn and the visits, a game."""
     for row in prange(len(moves)):
         moves[row] = _conclude(tree, row, noise[row], rule, policies[row], visits[row])
 
 
 @njit(cache=True, nogil=True)
-def _conclude(tree, row, noise, rule, policy, visits):  # type: ignore[no-untyped-def]
+def _conclude(tree, row, noise, rule, policy, visits):
     children, logits, priors = tree.children[row, 0], tree.logits[row, 0], tree.priors[row, 0]
     actions = len(children)
     counts, worths, losing = np.empty(actions, np.int64), np.empty(actions), np.empty(actions, np.bool_)

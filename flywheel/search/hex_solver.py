@@ -106,7 +106,7 @@ def _ranks(size: int) -> npt.NDArray[np.int64]:
 
 
 @njit(uint64(uint64, int64, uint64[:]), cache=True, nogil=True)
-def _grown(cells, size, shape):  # type: ignore[no-untyped-def]
+def _grown(cells, size, shape):
     """These cells and their neighbours."""
     row, one = _U(size), _U(1)
     has_right, has_left = cells & shape[1], cells & shape[2]
@@ -115,7 +115,7 @@ def _grown(cells, size, shape):  # type: ignore[no-untyped-def]
 
 
 @njit(uint64(uint64, uint64, int64, uint64[:]), cache=True, nogil=True)
-def _group(seeds, stones, size, shape):  # type: ignore[no-untyped-def]
+def _group(seeds, stones, size, shape):
     """The stones joined to those among the seeds."""
     reached = seeds & stones
     while True:
@@ -126,7 +126,7 @@ def _group(seeds, stones, size, shape):  # type: ignore[no-untyped-def]
 
 
 @njit(uint64(uint64, uint64, uint64, uint64, int64, uint64[:]), cache=True, nogil=True)
-def _joining(stones, empty, near, far, size, shape):  # type: ignore[no-untyped-def]
+def _joining(stones, empty, near, far, size, shape):
     """Empty cells that would join a player's edges at once."""
     here = near | _grown(_group(near, stones, size, shape), size, shape)
     there = far | _grown(_group(far, stones, size, shape), size, shape)
@@ -134,7 +134,7 @@ def _joining(stones, empty, near, far, size, shape):  # type: ignore[no-untyped-
 
 
 @njit(int64(uint64, uint64, uint64, uint64, int64, uint64[:]), cache=True, nogil=True)
-def _distance(stones, empty, near, far, size, shape):  # type: ignore[no-untyped-def]
+def _distance(stones, empty, near, far, size, shape):
     """Fewest cells that a player would have to fill to join the edges; more than any board's where that cannot be."""
     reached = _group(near, stones, size, shape)
     edge = (near | _grown(reached, size, shape)) & empty
@@ -149,7 +149,7 @@ def _distance(stones, empty, near, far, size, shape):  # type: ignore[no-untyped
 
 
 @njit(int64(uint64), cache=True, nogil=True)
-def _count(cells):  # type: ignore[no-untyped-def]
+def _count(cells):
     """How many cells (Warren 2012, *Hacker's Delight*, fig. 5-2)."""
     cells = cells - (cells >> _U(1) & _U(0x5555555555555555))
     cells = (cells & _U(0x3333333333333333)) + (cells >> _U(2) & _U(0x3333333333333333))
@@ -158,7 +158,7 @@ def _count(cells):  # type: ignore[no-untyped-def]
 
 
 @njit(uint64(uint64, int64), cache=True, nogil=True)
-def _turned(cells, size):  # type: ignore[no-untyped-def]
+def _turned(cells, size):
     """After a half turn of the board: the bits in reverse (Warren, fig. 7-1)."""
     for shift, mask in (
         (_U(1), _U(0x5555555555555555)),
@@ -173,7 +173,7 @@ def _turned(cells, size):  # type: ignore[no-untyped-def]
 
 
 @njit(uint64(uint64, uint64), cache=True, nogil=True)
-def _hash(first, second):  # type: ignore[no-untyped-def]
+def _hash(first, second):
     """SplitMix64's finaliser over a sum of products."""
     mixed = first * _U(0x9E3779B97F4A7C15) ^ (second + _U(1)) * _U(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> _U(30)) * _U(0xBF58476D1CE4E5B9)
@@ -182,7 +182,7 @@ def _hash(first, second):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _ordered(first, second, mover, must, size, shape, rank, moves):  # type: ignore[no-untyped-def]
+def _ordered(first, second, mover, must, size, shape, rank, moves):
     """Write the moves to `moves`, the most promising first: those after which the mover lacks few cells and the other
     player many."""
     empty = shape[0] & ~(first | second)
@@ -203,7 +203,7 @@ def _ordered(first, second, mover, must, size, shape, rank, moves):  # type: ign
 
 
 @njit(cache=True, nogil=True)
-def _slot(first, second, size, table):  # type: ignore[no-untyped-def]
+def _slot(first, second, size, table):
     """(slot of a position in the table, its stones as they stand there, whether that is after a half turn)."""
     turned_first, turned_second = _turned(first, size), _turned(second, size)
     turn = turned_first < first or (turned_first == first and turned_second < second)
@@ -213,7 +213,7 @@ def _slot(first, second, size, table):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _solve(root_first, root_second, root_mover, size, shape, rank, table, limit):  # type: ignore[no-untyped-def]
+def _solve(root_first, root_second, root_mover, size, shape, rank, table, limit):
     """(value for the mover, the winner's carrier, positions looked at) of a position that nobody has won. Below 0 is no
     limit."""
     # A frame a ply. (A recursive function could not be cached by numba.)
@@ -280,7 +280,7 @@ def _solve(root_first, root_second, root_mover, size, shape, rank, table, limit)
 
 
 @njit(cache=True, nogil=True)
-def _solve_all(firsts, seconds, movers, winners, size, shape, rank, table, limit):  # type: ignore[no-untyped-def]
+def _solve_all(firsts, seconds, movers, winners, size, shape, rank, table, limit):
     values, carriers = np.empty(len(firsts), np.int8), np.zeros(len(firsts), np.uint64)
     nodes = 0
     for game in range(len(firsts)):

@@ -70,8 +70,6 @@ def test_two_processes_learn_as_one_does(teach: Teach, method: str, tmp_path: Pa
     """Weighted, unequal and partly empty shares of batches: a mean of the processes' means would show."""
     import torch
 
-    if method == "lora":
-        pytest.importorskip("peft")
     section = SECTION.model_copy(update={"method": method})
     one, _, alone = teach("one", True, 1, section=section)
     seen: list[tuple[int, int]] = []

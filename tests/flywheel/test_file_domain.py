@@ -319,7 +319,6 @@ def test_a_bare_final_answer_is_taught_in_the_form_that_is_asked_for(tmp_path: P
 
 
 def test_the_checker_math(tmp_path: Path) -> None:
-    pytest.importorskip("math_verify")
     answers = [r"It is \boxed{x}", r"\boxed{\frac{1}{2}}", r"\boxed{x = 5}"]
     rows = [{"prompt": f"q{number}?", "answer": answer} for number, answer in enumerate(answers)]
     domain = FileDomain(section(json_lines(tmp_path / "a.jsonl", rows), checker="math", extractor="boxed"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flywheel.errors import InputError
-from flywheel.problems.hex import FIRST, NOBODY, SECOND, Games, cell_of, name_of, parse
+from flywheel.problems.hex import FIRST, NOBODY, SECOND, Games, cell_of, name_of, parse, place
 from flywheel.seeds import generator
 
 
@@ -56,9 +56,11 @@ def test_a_full_board_has_exactly_one_winner(size: int) -> None:
     cells = size * size
     for seed in range(200):
         order = generator(seed, "fill").permutation(cells)
-        stones = np.zeros(cells, np.int8)
-        stones[order[: (cells + 1) // 2]], stones[order[(cells + 1) // 2 :]] = 1, -1
-        assert joined(stones, size, FIRST) != joined(stones, size, SECOND)
+        board, scratch = np.zeros(cells, np.int8), np.zeros(cells, np.int16)
+        signs = np.where(np.arange(cells) < (cells + 1) // 2, 1, -1)
+        won = {int(sign) for cell, sign in zip(order, signs, strict=True) if place(board, size, cell, sign, scratch)}
+        assert won == {1 if joined(np.sign(board), size, FIRST) else -1}
+        assert joined(np.sign(board), size, FIRST) != joined(np.sign(board), size, SECOND)
 
 
 @pytest.mark.parametrize("size", [3, 5, 8])

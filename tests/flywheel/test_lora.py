@@ -21,8 +21,6 @@ from flywheel.models.checkpoints import weights_digest
 from flywheel.models.language import LanguageModel
 from flywheel.problems.countdown import Countdown
 
-pytest.importorskip("peft")
-
 SECTION = params.Train(
     method="lora", lora_rank=4, lora_alpha=8, batch_size=4, learning_rate=0.02, patience=2, seed_epochs=6, epochs=3
 )

@@ -12,7 +12,6 @@ from flywheel.errors import ConfigError
 from flywheel.problems.math_check import MathChecker
 
 TOWER = "2003^{2002^{2001}}"
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs the extra `math`")
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,6 @@ Teach = Callable[..., tuple[PreferenceTraining, str, LanguageModel]]
 
 @pytest.fixture
 def teach(model_folder: Path, some: list[Preference], tmp_path: Path) -> Teach:
-    pytest.importorskip("trl")
 
     def run(work: str, **hooks: Any) -> tuple[PreferenceTraining, str, LanguageModel]:
         model = language.load(model_folder, "cpu", dtype="float32")
@@ -128,8 +127,6 @@ def test_log_probabilities_by_hand(tiny: LanguageModel, some: list[Preference]) 
 def test_the_margin_rises_from_a_loss_of_log_2(
     teach: Teach, some: list[Preference], model_folder: Path, method: str
 ) -> None:
-    if method == "lora":
-        pytest.importorskip("peft")
     section = SECTION.model_copy(update={"method": method, "lora_rank": 4})
     training, digest, model = teach("work", section=section)
     assert training.first_loss == pytest.approx(math.log(2), abs=1e-5)
@@ -172,8 +169,6 @@ def test_one_step_is_adam_on_the_formula(teach: Teach, some: list[Preference], m
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_stopped_at_every_step_and_resumed_is_as_if_unbroken(teach: Teach, method: str) -> None:
-    if method == "lora":
-        pytest.importorskip("peft")
     section = SECTION.model_copy(update={"method": method, "preference_epochs": 2})
     whole, digest, _ = teach("whole", section=section)
     assert teach("again", section=section)[:2] == (whole, digest)
