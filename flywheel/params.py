@@ -139,7 +139,24 @@ def apply(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 def dump(params: Params) -> str:
     """The params as YAML, in the order of the model."""
-    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(params.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+_LIKE_NUMBERS = tuple("0123456789+-.")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text that may read like a number is put in quotes. PyYAML goes by YAML 1.1, where 0008 is text, as it is no octal
+    number; DVC goes by YAML 1.2, where it is the number 8."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", value, style='"' if value.startswith(_LIKE_NUMBERS) else None
+    )
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _deep_copy(values: dict[str, Any]) -> dict[str, Any]:

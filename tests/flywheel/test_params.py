@@ -35,6 +35,16 @@ def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
     assert params.load(tmp_path / "params.yaml") == given_
 
 
+@pytest.mark.parametrize("generation", [0, 7, 8, 9, 10, 18, 77, 80, 100, 1234, 8999])
+def test_folders_are_names_to_dvc_too(generation: int) -> None:
+    """DVC reads YAML 1.2, where an unquoted 0008 is a number; its `labels/${folder}` would then be labels/8."""
+    from ruamel.yaml import YAML
+
+    text = params.dump(params.Params().for_generation(generation, None))
+    read = YAML(typ="safe").load(text)
+    assert read["folder"] == f"{generation:04d}" == yaml.safe_load(text)["folder"]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_parse(path: Path) -> None:
     changed = yaml.safe_load(path.read_text())
