@@ -7,6 +7,7 @@ FlywheelError                 1   the work failed
 │   └── RegistryError         2   missing, foreign, damaged or newer registry
 ├── RegistryBusy              3   another process holds the registry, or it is in conflict
 ├── StorageFull               1   not enough space to go on safely
+├── EngineError               1   an outside engine that cannot be started, died, or broke its protocol
 └── Interrupted             130   stopped on request; what was finished is kept
 
 A message says what was got, what was expected, and what to do. A malformed *attempt* is data with a reason
@@ -53,6 +54,10 @@ class RegistryBusy(FlywheelError):  # noqa: N818 (a state, as users say it)
 
 class StorageFull(FlywheelError):  # noqa: N818
     """Not enough space to go on safely; nothing was half-written."""
+
+
+class EngineError(FlywheelError):
+    """An outside engine that cannot be started, died, was too slow, or did not keep to its protocol."""
 
 
 class Interrupted(FlywheelError):  # noqa: N818

@@ -123,6 +123,18 @@ def _make_all(
         plies[game] += 1
 
 
+@njit(cache=True, nogil=True)
+def _place_all(
+    boards: npt.NDArray[np.int8], size: int, stones: npt.NDArray[np.int8], winners: npt.NDArray[np.int8]
+) -> None:
+    scratch = np.empty(size * size, np.int16)
+    for game in range(len(stones)):
+        for cell in range(size * size):
+            sign = stones[game, cell]
+            if sign != 0 and place(boards[game], size, cell, sign, scratch):
+                winners[game] = FIRST if sign > 0 else SECOND
+
+
 class Games:
     """Games side by side, changed in place by `play`; all of one size."""
 
@@ -181,6 +193,17 @@ class Games:
         chosen.winners, chosen.plies = self.winners[games], self.plies[games]
         return chosen
 
+    @classmethod
+    def of_stones(
+        cls, stones: npt.NDArray[np.int8], movers: npt.NDArray[np.int8], plies: npt.NDArray[np.int16], size: int,
+        swap: bool = False,
+    ) -> Games:  # fmt: skip
+        """Games from stones [games, cells] as `stones` gives them; not checked, as they come from games."""
+        games = cls(size, len(stones), swap)
+        _place_all(games.boards, size, np.ascontiguousarray(stones), games.winners)
+        games.movers, games.plies = movers.astype(np.int8), plies.astype(np.int16)
+        return games
+
     def stones(self) -> npt.NDArray[np.int8]:
         """[games, cells]: 1 the first player's, -1 the second's, 0 empty."""
         return np.sign(self.boards)
@@ -206,8 +229,7 @@ class Games:
 
     def text(self, game: int) -> str:
         """A board in one line, `.X./OXO/...`; `parse` reads it."""
-        marks = np.array(["O", ".", "X"])[self.stones()[game] + 1].reshape(self.size, self.size)
-        return "/".join("".join(row) for row in marks)
+        return texts_of(self.stones()[game : game + 1], self.size)[0]
 
     def drawing(self, game: int) -> str:
         """A board as one looks at it, with letters for columns and numbers for rows."""
@@ -215,6 +237,24 @@ class Games:
         for row, cells in enumerate(self.text(game).split("/")):
             lines.append(f"{' ' * row}{row + 1:2d} {' '.join(cells)}")
         return "\n".join(lines)
+
+
+def texts_of(stones: npt.NDArray[np.int8], size: int) -> list[str]:
+    """Boards in one line each, from stones [games, cells]."""
+    marks = np.frombuffer(b"O.X", np.uint8)[stones.astype(np.int64) + 1].reshape(-1, size, size)
+    ends = np.full((len(marks), size, 1), ord("/"), np.uint8)
+    lines = np.concatenate([marks, ends], axis=2).reshape(len(marks), -1)[:, :-1]
+    return [line.tobytes().decode("ascii") for line in lines]
+
+
+def stones_of(texts: Sequence[str], size: int) -> npt.NDArray[np.int8]:
+    """[games, cells]: what `texts_of` was given."""
+    if not len(texts):
+        return np.zeros((0, size * size), np.int8)
+    lines = np.frombuffer("".join(texts).encode("ascii"), np.uint8).reshape(len(texts), -1)
+    values = np.zeros(256, np.int8)
+    values[ord("X")], values[ord("O")] = 1, -1
+    return values[lines[:, np.arange(lines.shape[1]) % (size + 1) != size]]
 
 
 def parse(texts: Sequence[str], swap: bool = False) -> Games:

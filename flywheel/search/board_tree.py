@@ -45,6 +45,8 @@ class Found:
     """The move to play."""
     policies: npt.NDArray[np.float32]
     """[games, actions]: what to learn: the improved policy, or for puct the shares of the visits."""
+    priors: npt.NDArray[np.float32]
+    """[games, actions]: what the network alone would play, without noise."""
     values: npt.NDArray[np.float32]
     """[games]: the root's mean value, or 1 or -1 where it is proven; the mover's."""
     visits: npt.NDArray[np.int32]
@@ -63,6 +65,8 @@ class TreeSearch:
     """A game, if not told otherwise; the root's own evaluation comes on top."""
     root: Literal["gumbel", "puct"] = "gumbel"
     considered: int = 16
+    gumbel_scale: float = 1.0
+    """gumbel: how much of the noise there is; with 0 the likeliest moves are considered, as one plays to win."""
     """gumbel: moves that the root draws at most."""
     value_scale: float = 0.1
     visit_offset: float = 50.0
@@ -114,6 +118,7 @@ class TreeSearch:
         board_steps.show(tree, everyone, roots, games.size, views)
         evaluations = _learn(tree, everyone, roots, games.size, views, evaluate)
         board_steps.ascend(tree, everyone, roots, rule)
+        priors = (tree.priors[:, 0] / tree.priors[:, 0].sum(axis=1, keepdims=True)).astype(np.float32)
         noise = self._noise(games, keys)
         if not rule.gumbel and self.noise_share:
             board_steps.mix(tree, noise, self.noise_share)
@@ -135,14 +140,14 @@ class TreeSearch:
         board_steps.conclude(tree, noise, rule, moves, policies, visits)
         proven = tree.proven[:, 0].copy()
         values = np.where(proven != 0, proven, tree.values[:, 0]).astype(np.float32)
-        return Found(moves, policies, values, visits, proven, evaluations)
+        return Found(moves, policies, priors, values, visits, proven, evaluations)
 
     def _noise(self, games: Games, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
         """[games, actions]: Gumbel(0, 1), or a draw from the Dirichlet distribution over the legal moves."""
         if self.root == "gumbel":
             drawn = uniform(keys[:, None], np.arange(games.actions)[None, :])
             noise: npt.NDArray[np.float64] = -np.log(-np.log(np.maximum(drawn, 2.0**-53)))
-            return noise
+            return self.gumbel_scale * noise
         alpha = self.noise_alpha or 10.0 / games.actions
         found = np.zeros((len(games), games.actions))
         if self.noise_share:

@@ -13,7 +13,7 @@ import pytest
 from flywheel.errors import ModelError
 from flywheel.problems.hex import NOBODY, Games, parse
 from flywheel.search.board_tree import TreeSearch
-from flywheel.search.hex_solver import LOSES, WINS, Solver
+from flywheel.problems.hex_solver import LOSES, WINS, Solver
 from flywheel.seeds import generator, stream, uniform
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from flywheel.errors import InputError
 from flywheel.problems.hex import FIRST, NOBODY, SECOND, Games, parse
-from flywheel.search.hex_solver import LOSES, UNKNOWN, WINS, Solver
+from flywheel.problems.hex_solver import LOSES, UNKNOWN, WINS, Solver
 from flywheel.seeds import generator
 
 

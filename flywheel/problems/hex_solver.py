@@ -81,6 +81,16 @@ class Solver:
         return found
 
 
+def promising(games: Games, count: int) -> npt.NDArray[np.int64]:
+    """[games, count]: the moves that a solver would try first, of games that last; -1 where there are fewer."""
+    stones = games.stones()
+    ranked: npt.NDArray[np.int64] = _first_tried(
+        _packed(stones > 0), _packed(stones < 0), games.movers, games.size, _geometry(games.size), _ranks(games.size),
+        count,
+    )  # fmt: skip
+    return ranked
+
+
 def _packed(cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
     """[games, cells] as a set of cells in 64 bits a game."""
     powers = _U(1) << np.arange(cells.shape[1], dtype=np.uint64)
@@ -292,3 +302,14 @@ def _solve_all(firsts, seconds, movers, winners, size, shape, rank, table, limit
         )
         nodes += looked_at
     return values, carriers, nodes
+
+
+@njit(cache=True, nogil=True)
+def _first_tried(firsts, seconds, movers, size, shape, rank, count):
+    found, moves = np.full((len(firsts), count), -1, np.int64), np.zeros(64, np.uint64)
+    for game in range(len(firsts)):
+        empty = shape[0] & ~(firsts[game] | seconds[game])
+        _ordered(firsts[game], seconds[game], int64(movers[game]), empty, size, shape, rank, moves)
+        for place in range(min(count, _count(empty))):
+            found[game, place] = _count(moves[place] - _U(1))
+    return found
