@@ -31,7 +31,9 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
     """One generation in words: labels kept, accuracy on test at each runtime budget, executed FLOPs, time."""
     test = row["metrics"]["test"]
     stages = row["stages"]
-    kind = next(kind for kind in ("best@", "oracle@", "majority@") if any(key.startswith(kind) for key in test))
+    kind = next(
+        kind for kind in ("best@", "oracle@", "majority@", "search@") if any(key.startswith(kind) for key in test)
+    )
     shown = ["greedy", *(key for key in test if key.startswith(kind))]
     shown.sort(key=lambda key: int(key.partition("@")[2] or 0))
     seconds = row.get("seconds") or {}
@@ -39,6 +41,11 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
         "generation": row["tag"],
         "labels": f"{row['labels']}",
         **{key: f"{test[key]['value']:.3f}" for key in shown if key in test},
+        **{
+            f"elo {key}": f"{entry['value']:.0f}"
+            for key, entry in (row["metrics"].get("elo") or {}).items()
+            if key != "random"
+        },
         "search": f"{stages['generate']:.2g}",
         "training": f"{stages['train']:.2g}",
         **({"reward model": f"{stages['supervise']:.2g}"} if stages.get("supervise") else {}),

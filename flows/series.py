@@ -44,7 +44,7 @@ def metric_keys(history: list[Row]) -> list[str]:
     pass@N that equals best@N everywhere (a checker that needs no reference makes it so) is not shown twice.
     """
     keys = ["greedy"] if any("greedy" in on_test(row) for row in history) else []
-    for kind in ("best", "oracle", "weighted", "pass", "majority"):
+    for kind in ("best", "search", "oracle", "weighted", "pass", "majority"):
         measured = budgets(history, kind)
         if not measured:
             continue

@@ -10,7 +10,7 @@ from typing import Any
 
 from flywheel.evaluation import intervals
 from flywheel.evaluation.intervals import Interval
-from flywheel.scaling.amortization import BreakEven, SearchCurve, at_budgets, at_equal_accuracy
+from flywheel.scaling.amortization import BreakEven, Curve, MeasuredCurve, SearchCurve, at_budgets, at_equal_accuracy
 from storage.ledger import INVESTED
 from storage.registry import Registry
 from storage.views import query
@@ -77,7 +77,7 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
     problems = sorted({row["problem_id"] for row in outcomes})
     # The search is generation 0's: a later one may be judged by another reward, at other budgets.
     measured = {row["metric"] for row in outcomes if row["generation"] == first}
-    best = next(metric for metric in ("best", "oracle", "majority") if metric in measured)
+    best = next(metric for metric in ("best", "oracle", "majority", "search") if metric in measured)
     budgets = sorted({row["budget"] for row in outcomes if row["metric"] == best and row["generation"] == first})
     budget = max((held for held in budgets if held <= budget), default=budgets[0])
     groups = [cells[last, problem, "greedy", 1]["group"] for problem in problems]
@@ -89,7 +89,7 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
     # Generations off the line cost too: a rolled-back one was paid for.
     spent = {row["stage"]: row["flops"] for row in query(registry, _SPENT.format(first=first, last=last)).rows}
     investment = sum(spent.get(stage, 0.0) for stage in INVESTED)
-    curve = _curve(cells, problems, first)
+    curve: Curve = _curve(cells, problems, first) if best != "search" else _measured(cells, problems, first, budgets)
     accuracy, price = _mean(student, "value"), _mean(student, "flops")
     student_share = intervals.share([row["value"] for row in student], groups)
     search_share = intervals.share([row["value"] for row in search], groups)
@@ -104,8 +104,30 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
         evaluation_flops=spent.get("evaluate", 0.0),
         break_even=even,
         at_budgets=at_budgets(curve, budgets, accuracy, price, investment),
-        sentence=_sentence(last, promoted, first, budget, student_share, search_share, difference, investment, even),
+        sentence=_sentence(last, promoted, first, budget, student_share, search_share, difference, investment, even)
+        + (_overtaken(registry, line, first, budget) if best == "search" else ""),
     )
+
+
+def _overtaken(registry: Registry, line: list[dict[str, Any]], first: int, budget: int) -> str:
+    """From which generation on the network alone is better on test than generation 0 with its search."""
+    rows = query(
+        registry,
+        'SELECT a.generation, a.value - b.value AS difference, a."group" AS cluster FROM outcomes a JOIN outcomes b'
+        f" USING (problem_id) WHERE a.split = 'test' AND a.metric = 'greedy' AND b.metric = 'search' AND b.budget ="
+        f" {budget} AND b.generation = {first} ORDER BY a.generation, problem_id",
+    )
+    by_generation: dict[int, tuple[list[float], list[str]]] = {}
+    for row in rows.rows:
+        values, groups = by_generation.setdefault(row["generation"], ([], []))
+        values.append(row["difference"])
+        groups.append(row["cluster"])
+    led_here = [row["generation"] for row in line]
+    better = [n for n, (values, groups) in by_generation.items() if intervals.mean(values, groups).low > 0]
+    begun = next((n for k, n in enumerate(led_here) if set(led_here[k:]) <= set(better)), None)
+    if begun is None:
+        return ""
+    return f" The network alone is better than that search from generation {begun} on."
 
 
 def _curve(cells: dict[Any, dict[str, Any]], problems: list[str], first: int) -> SearchCurve:
@@ -118,6 +140,17 @@ def _curve(cells: dict[Any, dict[str, Any]], problems: list[str], first: int) ->
     sample = (whole - _mean(ones, "flops")) / (samples - 1) if ones and samples > 1 else whole / samples
     prompt = max(0.0, whole - samples * sample)
     return SearchCurve(samples, tuple(int(row["value"]) for row in totals), prompt, sample)
+
+
+def _measured(cells: dict[Any, dict[str, Any]], problems: list[str], first: int, budgets: list[int]) -> MeasuredCurve:
+    """Generation 0's search on a board; its network alone stands at budget 1."""
+    keys = [("greedy", 1), *(("search", budget) for budget in budgets if budget > 1)]
+    rows = [[cells[first, problem, *key] for problem in problems] for key in keys]
+    return MeasuredCurve(
+        tuple(budget for _, budget in keys),
+        tuple(_mean(row, "value") for row in rows),
+        tuple(_mean(row, "flops") for row in rows),
+    )
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from flywheel.errors import ConfigError
 from flywheel.records import digest
 from flywheel.sections import (
+    BOARD_SEARCHERS,
     Campaign,
     Evaluate,
     Execution,
@@ -57,6 +58,32 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     campaign: Campaign = Campaign()
     execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        """Boards and texts share the sections, not everything in them."""
+        board = self.problems.domain == "hex"
+        if board != (self.generate.searcher in BOARD_SEARCHERS):
+            others = ", ".join(BOARD_SEARCHERS) if board else "best_of_n, adaptive, beam, dvts, tree"
+            raise ValueError(
+                f"generate.searcher {self.generate.searcher} does not search domain {self.problems.domain}; "
+                f"take one of {others}" + (", or begin with --preset hex-5" if board else "")
+            )
+        if not board:
+            return self
+        asked = {
+            "reward.name": (self.reward.name, "exact"),
+            "seed_labels.problems": (self.seed_labels.problems, 0),
+            "model.base": (self.model.base, None),
+            "train.method": (self.train.method, "full"),
+            "train.preference": (self.train.preference, "none"),
+            "supervise.enabled": (self.supervise.enabled, False),
+            "generate.solved_share": (self.generate.solved_share, None),
+        }
+        wrong = [f"{name}: got {got!r}, expected {wanted!r}" for name, (got, wanted) in asked.items() if got != wanted]
+        if wrong:
+            raise ValueError(f"domain hex learns from nothing but its own games: {'; '.join(wrong)}")
+        return self
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:

@@ -12,7 +12,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(gt=0.0, le=10.0)]
 RewardName = Literal["exact", "majority", "outcome", "process", "oracle_steps", "function", "noisy"]
-SearcherName = Literal["best_of_n", "adaptive", "beam", "dvts", "tree"]
+SearcherName = Literal["best_of_n", "adaptive", "beam", "dvts", "tree", "gumbel", "puct"]
+BOARD_SEARCHERS = ("gumbel", "puct")
 Aggregate = Literal["last", "min", "prod"]
 
 
@@ -23,8 +24,9 @@ class Section(BaseModel):
 
 
 class Problems(Section):
-    domain: Literal["countdown", "file"] = "countdown"
-    """What is to be solved: `countdown`, or `file`, problems of your own in JSONL, Parquet or CSV."""
+    domain: Literal["countdown", "file", "hex"] = "countdown"
+    """What is to be solved: `countdown`; `file`, problems of your own in JSONL, Parquet or CSV; or the game of Hex,
+    `hex`: training problems are openings of at most two moves, valid and test ones positions of known value."""
     numbers: Annotated[int, Field(ge=2, le=6)] = 3
     """Countdown: how many numbers a hand has."""
     smallest: PositiveInt = 1
@@ -33,6 +35,10 @@ class Problems(Section):
     """Countdown: the largest number in a hand."""
     largest_target: PositiveInt = 100
     """Countdown: targets are integers from 1 to this."""
+    size: Annotated[int, Field(ge=3, le=8)] = 5
+    """Hex: cells a side. The exact solver, which says what valid and test positions are worth, knows boards up to 8."""
+    swap: bool = False
+    """Hex: the second player may take the first stone over."""
     path: str | None = None
     """File: training problems (.jsonl, .parquet or .csv, also .gz), or all of them, where no other file is given;
     `package:gsm8k/train.jsonl.gz` ships with Flywheel."""
@@ -111,6 +117,9 @@ class Model(Section):
     """From scratch: attention heads; divides hidden_size into even parts."""
     intermediate_size: PositiveInt = 176
     """From scratch: width of the gated feed-forward layer."""
+    network: Literal["mlp", "conv"] = "mlp"
+    """Hex: a perceptron with ReZero residuals over the flattened board, `layers` deep and `hidden_size` wide (Jones
+    2021), or a residual convolution net of so many blocks and channels."""
     vocabulary: PositiveInt = 2048
     """From scratch, where a domain names no words of its own: size of the byte-pair vocabulary learned from its
     training problems."""
@@ -129,9 +138,10 @@ class Generate(Section):
     """The model's name on that server; null takes the only one it has."""
     searcher: SearcherName = "best_of_n"
     """How it searches. best_of_n: sample N answers, let the reward judge; adaptive: N on average, in rounds, where
-    they still help; beam, dvts: step by step, by step scores; tree: Monte Carlo tree search over steps."""
+    they still help; beam, dvts: step by step, by step scores; tree: Monte Carlo tree search over steps. Hex: gumbel
+    (sequential halving at the root), puct (AlphaZero)."""
     samples: PositiveInt = 16
-    """N: answers sampled a problem (ReST-EM: 32); beams of beam and dvts, iterations of tree."""
+    """N: answers sampled a problem (ReST-EM: 32); beams of beam and dvts, iterations of tree; games an opening."""
     width: PositiveInt = 4
     """Beam, dvts and tree: next steps sampled from one prefix (Snell et al.: 4)."""
     lookahead: Annotated[int, Field(ge=0)] = 0
@@ -140,6 +150,22 @@ class Generate(Section):
     """Beam, dvts and tree: steps an answer may have; the last runs to the end token (Beeching et al.: 40)."""
     rounds: PositiveInt = 4
     """Adaptive: rounds in which the samples are given out."""
+    simulations: PositiveInt = 64
+    """Hex: simulations a move (Jones 2021: 64; AlphaZero: 800)."""
+    considered: PositiveInt = 16
+    """gumbel: moves that the root considers at most (Danihelka et al.: 16)."""
+    exploration: Annotated[float, Field(ge=0.0)] = 1.25
+    """puct: weight of the priors (AlphaZero: 1.25)."""
+    noise_share: Share = 0.25
+    """puct: share of Dirichlet noise in the root's priors (AlphaZero: 0.25)."""
+    full_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Hex: share of the moves that get all their simulations and are learned from; the others only carry the game on
+    (playout cap randomisation, KataGo: 0.25)."""
+    fast_simulations: PositiveInt = 8
+    """Hex: simulations of those others."""
+    sampled_plies: Annotated[int, Field(ge=0)] = 8
+    """Hex: in the first so many plies of a game the move is drawn from the policy that the search found, to the power
+    1 / temperature; later it is the search's own choice (AlphaZero: 30 in chess)."""
     temperature: Temperature = 1.0
     """Sampling temperature (ReST-EM: 0.7)."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -151,12 +177,13 @@ class Generate(Section):
     max_flops: Annotated[float, Field(gt=0.0)] | None = None
     """A problem's search stops once it has taken so many FLOPs of model and reward; null: the samples say when."""
     problems: PositiveInt = 2500
-    """Training problems searched a generation, drawn anew each time."""
+    """Training problems searched a generation, drawn anew each time. Hex: openings, each played `samples` times."""
     solved_share: Share | None = None
     """At most this share of them were solved in an earlier generation, the others were not: unsolved ones are tried
     again, solved ones retire. null draws without looking."""
     unit: PositiveInt = 50
-    """Problems a batch unit: they are padded and sampled together, so this is part of the recipe."""
+    """Problems a batch unit: they are padded and sampled together, so this is part of the recipe. Hex: all games of
+    so many openings are searched at once."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -219,7 +246,8 @@ class Reward(Section):
 
 class Filter(Section):
     threshold: float = 1.0
-    """Rewards below this are rejected."""
+    """Rewards below this are rejected. Hex: a position's reward is how near the search's value came to the outcome of
+    the game, from 0 (the opposite) to 1."""
     per_problem: PositiveInt | None = 4
     """At most so many labels a problem and generation (ReST-EM: 10); null keeps all."""
     pass_rate: tuple[Share, Share] | None = None
@@ -227,6 +255,14 @@ class Filter(Section):
     takes all. For best_of_n: the other searchers do not sample a problem evenly."""
     window: PositiveInt | None = None
     """How many generations of labels a student trains on, newest first; null means all since the seed."""
+    relabel: PositiveInt | None = None
+    """Hex: where at most so many cells are empty the exact solver says what a position is worth, and the policy keeps
+    to the moves that win; null keeps what search and game said."""
+    surprise: Share = 0.0
+    """Hex: share of the labels' weight that is given in proportion to how far the search moved the policy, by
+    Kullback-Leibler divergence (KataGo: 0.5)."""
+    search_value: Share = 0.0
+    """Hex: share of the search's own value in the value to be learned; the rest is the outcome of the game."""
 
 
 class Train(Section):
@@ -259,8 +295,19 @@ class Train(Section):
     """AdamW's decoupled weight decay."""
     gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0
     """Largest norm of the gradient."""
+    value_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Hex: weight of the value's squared error beside the policy's cross-entropy (AlphaZero: 1)."""
+    augment: bool = True
+    """Hex: each time a position is learned it is turned by 180 degrees, or not, by chance."""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Hex: the student's weights are an exponential moving average over the steps, with this decay; null takes the
+    last."""
+    window_law: PositiveInt | None = None
+    """Hex: of the window's n labels only the newest c (1 + 0.4 ((n / c)^0.75 - 1) / 0.75) are learned, where c is this
+    number (KataGo's power law, which has c = 250,000); null learns all."""
     dedupe: bool = True
-    """A label found again in a later generation is learned once (same content id)."""
+    """A label found again in a later generation is learned once (same content id). Hex learns all: how often a
+    position comes up is part of what is to be learned."""
     seed_share: Share | None = None
     """Share of the training examples that are seed labels, repeated or left out to make it so; null takes each label
     once."""
@@ -319,11 +366,19 @@ class Supervise(Section):
 
 class Evaluate(Section):
     budgets: tuple[PositiveInt, ...] = (1, 4, 16, 64)
-    """Runtime budgets: samples a problem."""
+    """Runtime budgets: samples a problem. Hex: simulations a move; the network alone is `greedy`."""
     temperature: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
     """Sampling temperature of every budget; greedy has none."""
     margin: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """A student becomes champion unless its greedy valid accuracy is below the champion's by more than this."""
+    """A student becomes champion unless its greedy valid accuracy is below the champion's by more than this. Hex has
+    `gate` instead."""
+    openings: PositiveInt = 32
+    """Hex: openings that each pair of players plays from both sides."""
+    match_budget: PositiveInt = 64
+    """Hex: simulations a move of the players that search."""
+    gate: Share | None = None
+    """Hex: a student becomes champion only with at least this share of the searched games against the champion
+    (AlphaGo Zero: 0.55); null lets every student take over (AlphaZero)."""
 
     @field_validator("budgets")
     @classmethod

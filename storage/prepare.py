@@ -249,7 +249,7 @@ def _champion(registry: Registry, before: dict[str, Any] | None) -> dict[str, An
         "generation": champion["generation"],
         "snapshot": champion["snapshot"],
         "valid_greedy": solved,
-        "metrics": {name: metrics[name] for name in ("valid", "collapse") if name in metrics},
+        "metrics": {name: metrics[name] for name in ("valid", "collapse", "elo") if name in metrics},
     }
 
 
@@ -259,13 +259,19 @@ def _window(registry: Registry, params: Params) -> dict[str, Any]:
     if params.filter.window is not None:
         older = older[len(older) - min(len(older), params.filter.window - 1) :]
     lineages = published_many(registry, older)
-    tables = {number: lineages[number]["tables"]["labels"]["files"] for number in older}
-    _require_files(registry, [file for files in tables.values() for file in files])
-    return {
-        "generations": [
-            {"generation": number, "folder": folder_name(number), "files": files} for number, files in tables.items()
-        ]
-    }
+    rows = [
+        {
+            "generation": number,
+            "folder": folder_name(number),
+            "files": tables["labels"]["files"],
+            # What a label of a board game teaches stands in a table of its own.
+            **({"targets": tables["targets"]["files"]} if "targets" in tables else {}),
+        }
+        for number in older
+        for tables in [lineages[number]["tables"]]
+    ]
+    _require_files(registry, [file for row in rows for name in ("files", "targets") for file in row.get(name, [])])
+    return {"generations": rows}
 
 
 def _tried(registry: Registry, params: Params) -> dict[str, Any]:

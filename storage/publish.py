@@ -20,7 +20,7 @@ from storage import cache, dvc, git, lock
 from storage.layout import SUPERVISED, tag_name
 from storage.prepare import unfinished
 from storage.registry import json_text, recorded_paths, write_state
-from storage.schemas import SUPERVISION, TABLES, table_folders
+from storage.schemas import table_folders, tables_of
 from storage.tables import file_md5, replace_text
 
 if TYPE_CHECKING:
@@ -192,8 +192,8 @@ def _lineage(registry: Registry, params: Params, outputs: dict[str, cache.Output
     if metrics.get("generation") != generation or not isinstance(metrics.get("champion"), dict):
         got = f"generation {metrics.get('generation')}, champion {metrics.get('champion')!r}"
         raise FlywheelError(f"{layout.metrics} should be evaluate's of generation {generation}; got {got}")
-    schemas = {**TABLES, **SUPERVISION} if supervised else TABLES
-    tables = {name: _table(registry, name, params, outputs) for name in schemas}
+    schemas = tables_of(supervised, params.problems.domain == "hex")
+    tables = {name: _table(registry, name, schema, params, outputs) for name, schema in schemas.items()}
     made = {"student": _model(registry, "training/snapshots", "policy")}
     if supervised:
         # Evaluate's judge is the newest there is: this one.
@@ -228,11 +228,12 @@ def _model(registry: Registry, folder: str, role: str) -> dict[str, Any]:
     return {field: rows[0][field] for field in ("snapshot", "initialised_from", "parameters", "training_flops")}
 
 
-def _table(registry: Registry, name: str, params: Params, outputs: dict[str, cache.Output]) -> dict[str, Any]:
+def _table(
+    registry: Registry, name: str, schema: Any, params: Params, outputs: dict[str, cache.Output]
+) -> dict[str, Any]:
     """A table's files, read from the cache, with the range of its key from Parquet's statistics."""
     import pyarrow.parquet as pq
 
-    schema = TABLES[name] if name in TABLES else SUPERVISION[name]
     key = (schema.metadata or {})[b"key"].decode()
     files, lows, highs = [], [], []
     for path, md5 in _files(registry, table_folders(name, params.folder, params.supervise.enabled), outputs):

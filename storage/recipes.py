@@ -30,11 +30,16 @@ def recipe_text(params: Params | None = None, judge: bool = False) -> str:
     supervised = params is not None and params.supervise.enabled
     judged = params is not None and params.reward.by_own_model
     paired = params is not None and params.train.preference != "none"
-    if not (supervised or judged or paired):
+    boards = params is not None and params.problems.domain == "hex"
+    if not (supervised or judged or paired or boards):
         return text
     assert params is not None
     recipe = yaml.safe_load(text)
     stages: dict[str, Any] = recipe["stages"]
+    if boards:
+        # The student plays against the champion before it.
+        _depend(stages["evaluate"], "parent")
+        stages["evaluate"]["params"] = ["seed", "generation", "problems", "generate", "evaluate"]
     if paired:
         _depend(stages["train"], "attempts")
         stages["train"]["params"] = [*stages["train"]["params"], "filter.threshold", "filter.per_problem"]
@@ -56,12 +61,12 @@ def recipe_text(params: Params | None = None, judge: bool = False) -> str:
 
 
 def wiring(text: str) -> dict[str, tuple[bool, ...]]:
-    """What the params make of a `dvc.yaml`: for each stage that they touch, whether the judge, the new reward model and
-    the attempts go in. A file edited by hand elsewhere has the wiring of the file as shipped."""
+    """What the params make of a `dvc.yaml`: for each stage that they touch, whether the judge, the new reward model,
+    the attempts and the parent go in. A file edited by hand elsewhere has the wiring of the file as shipped."""
     values = yaml.safe_load(text)
     stages = (values.get("stages") if isinstance(values, dict) else None) or {}
     return {
-        name: tuple(model in (stages[name].get("deps") or []) for model in ("judge", "reward_model", "attempts"))
+        name: tuple(model in (stages[name].get("deps") or []) for model in _WIRED)
         for name in ("generate", "train", "supervise", "evaluate")
         if isinstance(stages.get(name), dict)
     }
@@ -73,6 +78,7 @@ def stages_of(text: str) -> set[str]:
     return set((values.get("stages") if isinstance(values, dict) else None) or {})
 
 
+_WIRED = ("judge", "reward_model", "attempts", "parent")
 _SUPERVISE: dict[str, Any] = {
     "cmd": "python -P -m tasks.supervise",
     "deps": ["problems", "student"],

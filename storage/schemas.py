@@ -20,6 +20,7 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _text, _int, _float, _ids = pa.string(), pa.int64(), pa.float64(), pa.list_(pa.int32())
+_policy = pa.list_(pa.float32())
 
 PROBLEMS = _schema(
     "problems",
@@ -251,6 +252,57 @@ STEP_LABEL_PARENTS = _schema(
     [_required("step_label_id", _text), _required("parent_id", _text), _required("role", _text)],
 )
 
+SEARCHED = _schema(
+    "searched",
+    "attempt_id",
+    [
+        _required("attempt_id", _text),
+        _required("ply", _int),
+        _required("board", _text),
+        _required("mover", _int),
+        _required("move", _int),
+        _required("simulations", _int),
+        _required("full", pa.bool_()),
+        _required("value", _float),
+        _required("surprise", _float),
+        _required("policy", _policy),
+    ],
+)
+"""The positions of a board game that were searched. `mover` 0: the first player; `value`: what the search found, the
+mover's, -1 to 1; `policy`: a share for each move; `surprise`: nats by which search moved it; `full`: to be learned."""
+
+TARGETS = _schema(
+    "targets",
+    "label_id",
+    [
+        _required("label_id", _text),
+        _required("ply", _int),
+        _required("board", _text),
+        _required("mover", _int),
+        _required("value", _float),
+        _required("policy", _policy),
+    ],
+)
+"""What a label of a board game teaches: a position, its policy and its value, the mover's."""
+
+MATCHES = _schema(
+    "matches",
+    "match_id",
+    [
+        _required("match_id", _text),
+        _required("generation", _int),
+        _required("problem_id", _text),
+        _required("first", _text),
+        _required("second", _text),
+        _required("winner", _text),
+        _required("plies", _int),
+        _required("moves", _text),
+        pa.field("forfeit", _text),
+    ],
+)
+"""Games between players, both sides of each opening. `first` moves first from the empty board on; players are named
+`gen/7` (the network alone), `gen/7@64` (with that many simulations), `perfect`, `random`."""
+
 TABLES: dict[str, pa.Schema] = {
     "problems": PROBLEMS,
     "excluded": EXCLUDED,
@@ -272,6 +324,14 @@ SUPERVISION: dict[str, pa.Schema] = {
 }
 """Tables of generations with process supervision only."""
 
+BOARDS: dict[str, pa.Schema] = {"searched": SEARCHED, "targets": TARGETS, "matches": MATCHES}
+"""Tables of registries of a board game only."""
+
+
+def tables_of(supervised: bool, boards: bool) -> dict[str, pa.Schema]:
+    """The tables that a generation has."""
+    return {**TABLES, **(SUPERVISION if supervised else {}), **(BOARDS if boards else {})}
+
 
 def table_folder(table: str, folder: str) -> str:
     """A table's folder in a registry, POSIX, relative to its root; `folder` is the generation's (`0007`)."""
@@ -279,7 +339,9 @@ def table_folder(table: str, folder: str) -> str:
         return table
     if table == "excluded":
         return f"problems/{table}"
-    if table in {"labels", "label_parents", "rejected"}:
+    if table == "searched":
+        return f"attempts/{table}"
+    if table in {"labels", "label_parents", "rejected", "targets"}:
         return f"labels/{folder}/{table}"
     if table in {"snapshots", "trained_on"}:
         return f"training/{table}"

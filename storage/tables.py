@@ -25,7 +25,11 @@ _ROWS_PER_BATCH = 5_000
 
 def write_file(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> int:
     """Write one Parquet file by temporary name and rename. Returns the number of rows."""
-    table = pa.Table.from_pylist(rows, schema=schema)
+    return write_table(path, pa.Table.from_pylist(rows, schema=schema))
+
+
+def write_table(path: Path, table: pa.Table) -> int:
+    """Write a table as one Parquet file by temporary name and rename. Returns the number of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:

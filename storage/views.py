@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from flywheel.errors import InputError, RegistryError
 from flywheel.records import canonical_json
-from storage.schemas import LEDGER, SUPERVISION, TABLES
+from storage.schemas import BOARDS, LEDGER, SUPERVISION, TABLES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MEMORY_LIMIT = "1GB"
 """What DuckDB may hold before it spills to disk."""
 
-_KNOWN = {**TABLES, **SUPERVISION}
+_KNOWN = {**TABLES, **SUPERVISION, **BOARDS}
 _BATCH_ROWS = 2048
 _NEWEST_ONLY = {"problems", "excluded"}
 """Tables that each generation carries whole."""
@@ -45,7 +45,14 @@ _GENERATIONS = pa.schema(
         *((name, pa.string()) for name in ("metrics", "reason", "commit", "mlflow_run", "prefect_flow_run")),
     ]
 )
-_TYPES = {"string": "VARCHAR", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN", "int32": "INTEGER"}
+_TYPES = {
+    "string": "VARCHAR",
+    "int64": "BIGINT",
+    "double": "DOUBLE",
+    "bool": "BOOLEAN",
+    "int32": "INTEGER",
+    "float": "FLOAT",
+}
 
 
 @dataclass(frozen=True, slots=True)

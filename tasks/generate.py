@@ -27,6 +27,8 @@ from storage.rows import attempt_rows
 from storage.schemas import ATTEMPTS
 from storage.tables import TableWriter, replace_folder
 from tasks import models
+from tasks.boards import generate as self_play
+from tasks.boards import networks
 from tasks.curriculum import chosen
 from tasks.stage import (
     Hooks,
@@ -60,17 +62,23 @@ _SOURCES = (
 
 def solver_snapshot(params: Params) -> str:
     """What stands for a model where the domain's own solver made the labels."""
+    if params.problems.domain == "hex":
+        return networks.solver_snapshot()
     domain = models.domain_of(params.problems)
     return digest("solver", domain.name, domain.version)
 
 
 def check(params: Params) -> None:
     """Refuse a searcher and a reward that do not fit, before anything is done. Raises ConfigError."""
+    if params.problems.domain == "hex":
+        return
     searchers.check_pair(searchers.load(params.generate, params.reward), params.reward)
 
 
 def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Hooks = Hooks()) -> Report:  # noqa: B008
     """Do one shard's units, those that are not done yet."""
+    if params.problems.domain == "hex":
+        return self_play.run_shard(params, layout, shard, shards, hooks)
     units, work = _open(params, layout)
     if params.generation > 0 and params.reward.by_own_model:
         judge.verify(layout)
@@ -113,6 +121,8 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
 
 def finish(params: Params, layout: Layout) -> Report:
     """Join the units, in their order, into the table `attempts`; its parts do not depend on how shards were cut."""
+    if params.problems.domain == "hex":
+        return self_play.finish(params, layout)
     start = time.monotonic()
     units, work = _open(params, layout)
     stamp = Stamp(layout, params.generation, "generate", work.folder.name, [layout.attempts])

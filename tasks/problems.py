@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flywheel.errors import ConfigError
-from flywheel.params import Params
+from flywheel.params import Params, Problems
 from flywheel.problems import domain as domains
-from flywheel.problems import reading
+from flywheel.problems import hex_positions, reading
 from flywheel.problems.collection import Excluded
 from flywheel.problems.domain import Domain
 from flywheel.problems.file import FileDomain
@@ -40,10 +40,10 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
         return report
     with timed() as seconds:
         # Read anew: a domain that was read before may hold what a file was then.
-        domain = domains.load(section)
-        wanted: dict[Split, int] = {"train": section.train, "valid": section.valid, "test": section.test}
-        found = {split: domain.problems(split, count) for split, count in wanted.items()}
-        _require_all(params, domain, found)
+        domain = None if section.domain == "hex" else domains.load(section)
+        found = _found(section, domain)
+        if domain is not None:
+            _require_all(params, domain, found)
         rows = sorted((problem for split in found.values() for problem in split), key=lambda p: p.problem_id)
         _require_same(params, layout.problems, rows)
         excluded = domain.collection.excluded if isinstance(domain, FileDomain) else []
@@ -59,6 +59,15 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
         report = Report("problems", params.generation, seconds=seconds(), rows_out=len(rows), notes=notes)
     stamp.write(report)
     return report
+
+
+def _found(section: Problems, domain: Domain | None) -> dict[Split, list[Problem]]:
+    wanted: dict[Split, int] = {"train": section.train, "valid": section.valid, "test": section.test}
+    if domain is not None:
+        return {split: domain.problems(split, count) for split, count in wanted.items()}
+    counts = (section.train, section.valid, section.test)
+    positions = hex_positions.load(section.size, section.swap, section.shares, counts)
+    return {split: [problem for problem in positions if problem.split == split] for split in wanted}
 
 
 def _excluded_row(one: Excluded) -> dict[str, Any]:

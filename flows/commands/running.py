@@ -104,6 +104,8 @@ def summary_of(opened: Registry) -> dict[str, Any] | None:
     from flywheel import params
     from storage.history import history as read_history
 
-    budget = params.load(opened.layout.params).generate.samples
+    recipe = params.load(opened.layout.params)
+    board = recipe.problems.domain == "hex"
+    budget = recipe.evaluate.budgets[-1] if board else recipe.generate.samples
     summary = summarise(opened, read_history(opened), budget)
     return summary.as_dict() if summary else None

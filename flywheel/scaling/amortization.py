@@ -12,6 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from flywheel.evaluation.metrics import pass_at_k
 
@@ -39,6 +42,43 @@ class SearchCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredCurve:
+    """What a search makes of a test set where its budget is no number of samples: measured at some rising budgets, the
+    first of them 1; in between by linear interpolation, of accuracy over the budget's logarithm, of FLOPs over the
+    budget. It does not stop by itself at the first right answer, as it knows none."""
+
+    budgets: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    prices: tuple[float, ...]
+    """FLOPs a query."""
+
+    @property
+    def samples(self) -> int:
+        return self.budgets[-1]
+
+    def accuracy(self, budget: int) -> float:
+        """At a budget, 0 at budget 0."""
+        if budget == 0:
+            return 0.0
+        return float(np.interp(math.log(budget), [math.log(held) for held in self.budgets], self.accuracies))
+
+    def flops(self, budget: int) -> float:
+        """FLOPs a query at a budget."""
+        return float(np.interp(budget, self.budgets, self.prices))
+
+
+class Curve(Protocol):
+    """Accuracy and price of a search by its budget, a whole number up to `samples`."""
+
+    @property
+    def samples(self) -> int: ...
+
+    def accuracy(self, budget: int) -> float: ...
+
+    def flops(self, budget: int) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
 class BreakEven:
     """`budget` samples of the old model's search against one answer of the student. FLOPs are a query's.
 
@@ -57,7 +97,7 @@ class BreakEven:
 
 
 def at_equal_accuracy(
-    curve: SearchCurve, student_accuracy: float, student_flops: float, investment_flops: float
+    curve: Curve, student_accuracy: float, student_flops: float, investment_flops: float
 ) -> BreakEven:
     """Compare with the search budget that just reaches the student's accuracy."""
     below, above = 0.0, 0.0
@@ -83,7 +123,7 @@ def at_equal_accuracy(
 
 
 def at_budgets(
-    curve: SearchCurve,
+    curve: Curve,
     budgets: Sequence[int],
     student_accuracy: float,
     student_flops: float,

@@ -1,0 +1,1 @@
+"""The stages for a board game: self-play, the labels of its positions, learning from them, matches."""

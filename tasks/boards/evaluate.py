@@ -1,0 +1,399 @@
+"""evaluate for a board game: how often the student keeps a win, alone and by search, and how it fares against others.
+
+*Positions*: valid and test problems are won for the mover, who can still lose them; the share in which the move played
+keeps the win is 1 minus the blunder rate. *Matches*: the student alone and with search against each other, against the
+champion before it, a random player, and perfect play where the exact solver can play. From those the student's Elo,
+with perfect play at 0; on larger boards, where nobody plays perfectly, with the champion before it at its own last
+rating, and generation 0's network at 0.
+
+Noise is the evaluation's own and the same for every generation. Test is only reported.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel.compute import Cost
+from flywheel.evaluation import arena, intervals, ratings
+from flywheel.evaluation.arena import Game
+from flywheel.models import board_net
+from flywheel.models.board_net import BoardNet
+from flywheel.params import Params
+from flywheel.problems.hex import name_of
+from flywheel.problems.hex_positions import games_of, winning_moves
+from flywheel.records import Problem, digest
+from flywheel.search.players import NetworkPlayer, PerfectPlayer, Player, RandomPlayer, SearchPlayer
+from flywheel.seeds import numbered_streams, stream
+from storage.layout import Layout
+from storage.rows import read_problems
+from storage.schemas import EVALUATIONS, MATCHES, OUTCOMES
+from storage.tables import TableWriter, replace_folder, replace_text
+from tasks.boards import networks
+from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics
+
+_SOURCES = (
+    "flywheel.compute", "flywheel.evaluation", "flywheel.models.board_net", "flywheel.problems", "flywheel.records",
+    "flywheel.search", "flywheel.seeds", "storage.rows", "storage.schemas", "storage.tables", "tasks.boards",
+)  # fmt: skip
+_UNIT = 256
+"""Positions a unit: they are searched together."""
+LARGEST_PERFECT = 5
+"""The largest board on which the solver plays whole games at once."""
+PERFECT, RANDOM = "perfect", "random"
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Two players who are to meet; names as in `tasks.boards.evaluate.name`."""
+
+    one: str
+    other: str
+
+
+Unit = list[Problem] | Pairing
+
+
+def name(generation: int, budget: int | None = None) -> str:
+    """How a player is called: `gen/7` the network alone, `gen/7@64` with that many simulations a move."""
+    return f"gen/{generation}" + (f"@{budget}" if budget else "")
+
+
+def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Hooks) -> Report:
+    """Do one shard's units, those that are not done yet."""
+    units, work = _open(params, layout)
+    mine = my_units(len(units), shard, shards)
+    facts = []
+    for done, number in enumerate(mine, 1):
+        hooks.should_stop()
+        if not work.done(number):
+            start, unit = time.monotonic(), units[number]
+            if isinstance(unit, Pairing):
+                played, cost = play(params, layout, unit)
+                rows: list[dict[str, Any]] = []
+                fact: dict[str, Any] = {"matches": played}
+            else:
+                rows, cost, fact = measure(params, networks.load(params, layout.student), unit)
+            fact |= {"cost": cost_fact(cost), "seconds": time.monotonic() - start}
+            work.write(number, rows, OUTCOMES, fact)
+        facts.append(work.facts(number))
+        hooks.progress(done, len(mine))
+    return Report(
+        "evaluate",
+        params.generation,
+        f"{shard:05d}/{shards:05d}",
+        cost_of(facts),
+        sum(fact["seconds"] for fact in facts),
+        rows_in=len(mine),
+    )
+
+
+def finish(params: Params, layout: Layout) -> Report:
+    """Sum up: the tables `outcomes`, `matches` and `evaluations`, and metrics.json."""
+    start = time.monotonic()
+    units, work = _open(params, layout)
+    stamp = Stamp(layout, params.generation, "evaluate", work.folder.name, [layout.evaluations, layout.metrics])
+    if (report := stamp.fresh()) is not None:
+        return report
+    work.require(len(units))
+    facts = [work.facts(number) for number in range(len(units))]
+    outcomes = [row for number in range(len(units)) for row in work.rows(number)]
+    matches = [row for fact in facts for row in fact.get("matches", [])]
+    snapshot = networks.load(params, layout.student).snapshot
+    before = json.loads((layout.lineage / "champion.json").read_text(encoding="utf-8"))
+    elo = rated(params, matches, before)
+    evaluations = _positions(params, outcomes, snapshot) + _ratings(params, elo, snapshot)
+    new = layout.tmp / f"evaluations-{uuid.uuid4().hex[:8]}"
+    for folder, schema, rows in (
+        ("outcomes", OUTCOMES, outcomes),
+        ("matches", MATCHES, matches),
+        ("evaluations", EVALUATIONS, evaluations),
+    ):
+        with TableWriter(new / folder, schema) as writer:
+            writer.write(rows)
+    document = _metrics(params, before, evaluations, matches, facts, elo, snapshot)
+    replace_folder(new, layout.evaluations, layout.tmp)
+    replace_text(layout.metrics, json.dumps(document, indent=1, sort_keys=True) + "\n")
+    report = Report(
+        "evaluate",
+        params.generation,
+        cost=cost_of(facts),
+        seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
+        rows_in=len(units),
+        rows_out=len(outcomes) + len(matches),
+        numerics=numerics(params.execution),
+        notes={key: round(entry["value"], 3) for key, entry in (document["test"] | document["elo"]).items()},
+    )
+    stamp.write(report)
+    return report
+
+
+def measure(
+    params: Params, net: BoardNet, problems: list[Problem]
+) -> tuple[list[dict[str, Any]], Cost, dict[str, Any]]:
+    """Outcome rows of a network on some positions: whether the move that it plays keeps the win, alone and with each
+    budget; what that took; and sums over the positions: of the policy's entropy (nats) and of the value, which is 1 in
+    truth."""
+    evaluate = board_net.evaluator(net)
+    games = games_of(problems, params.problems.size, params.problems.swap)
+    logits, values = evaluate(games.views().astype(np.float32))
+    legal = np.take_along_axis(games.legal(), games.cells_of_views(), axis=1)
+    shares = np.where(legal, np.exp(logits - np.where(legal, logits, -np.inf).max(axis=1, keepdims=True)), 0.0)
+    shares /= shares.sum(axis=1, keepdims=True)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum(axis=1)
+    player = NetworkPlayer("alone", evaluate, net.shape.flops)
+    keys = np.array(
+        [key for p in problems for key in numbered_streams(params.seed, "evaluate", p.problem_id, numbers=[0])],
+        np.uint64,
+    )
+    rows = _rows(params, net, problems, "greedy", 1, player.choose(games, keys), net.shape.flops)
+    cost = 2.0 * net.shape.flops * len(problems)
+    for budget in params.evaluate.budgets:
+        found = networks.playing(params, budget).search(games, evaluate, keys)
+        took = net.shape.flops * found.evaluations
+        rows += _rows(params, net, problems, "search", budget, found.moves, took / len(problems))
+        cost += took
+    tally = {"entropy": float(entropy.sum()), "value": float(values.sum()), "count": len(problems)}
+    return rows, Cost(policy=cost), {"tally": tally, "split": problems[0].split}
+
+
+def _rows(
+    params: Params, net: BoardNet, problems: list[Problem], metric: str, budget: int, moves: npt.NDArray[np.int64],
+    flops: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    return [
+        {
+            "snapshot": net.snapshot,
+            "generation": params.generation,
+            "split": problem.split,
+            "problem_id": problem.problem_id,
+            "group": problem.group,
+            "metric": metric,
+            "budget": budget,
+            "value": float(move in winning_moves(problem)),
+            "flops": flops,
+        }
+        for problem, move in zip(problems, moves.tolist(), strict=True)
+    ]
+
+
+def play(params: Params, layout: Layout, pairing: Pairing) -> tuple[list[dict[str, Any]], Cost]:
+    """Rows of `matches` of one pairing, and what they took."""
+    openings = read_problems(layout.problems, ["train"])
+    openings = sorted(openings, key=lambda p: digest("match", p.problem_id))[: params.evaluate.openings]
+    players = _player(params, layout, pairing.one), _player(params, layout, pairing.other)
+    seed = stream(params.seed, "match", pairing.one, pairing.other)
+    played = arena.play(*players, games_of(openings, params.problems.size, params.problems.swap), seed)
+    rows = [match_row(params.generation, openings[game.opening], game, params.problems.size) for game in played]
+    return rows, Cost(policy=sum(player.flops for player in players))
+
+
+def match_row(generation: int, opening: Problem, game: Game, size: int) -> dict[str, Any]:
+    """A game as a row of `matches`."""
+    moves = " ".join("swap" if move == size**2 else name_of(move, size) for move in game.moves)
+    return {
+        "match_id": digest("match", generation, opening.problem_id, game.first, game.second),
+        "generation": generation,
+        "problem_id": opening.problem_id,
+        "first": game.first,
+        "second": game.second,
+        "winner": game.winner,
+        "plies": game.plies,
+        "moves": moves,
+        "forfeit": game.forfeit,
+    }
+
+
+def _player(params: Params, layout: Layout, who: str) -> Player:
+    if who == PERFECT:
+        return _perfect(params.problems.size)
+    if who == RANDOM:
+        return RandomPlayer()
+    generation, _, budget = who.removeprefix("gen/").partition("@")
+    net = networks.load(params, layout.student if int(generation) == params.generation else layout.parent)
+    evaluate = board_net.evaluator(net)
+    if not budget:
+        return NetworkPlayer(who, evaluate, net.shape.flops)
+    return SearchPlayer(who, evaluate, networks.playing(params, int(budget)), net.shape.flops)
+
+
+@lru_cache(maxsize=1)
+def _perfect(size: int) -> PerfectPlayer:
+    """Kept: what it found out serves the next match."""
+    return PerfectPlayer(size)
+
+
+def pairings(params: Params, champion: int | None) -> list[Pairing]:
+    """Who meets whom, so that every player is connected with the anchor."""
+    alone, searching = name(params.generation), name(params.generation, params.evaluate.match_budget)
+    met = [Pairing(searching, alone), Pairing(alone, RANDOM)]
+    if params.problems.size <= LARGEST_PERFECT and not params.problems.swap:
+        met += [Pairing(alone, PERFECT), Pairing(searching, PERFECT)]
+    if champion is not None:
+        met += [
+            Pairing(alone, name(champion)),
+            Pairing(searching, name(champion, params.evaluate.match_budget)),
+        ]
+    return met
+
+
+def rated(params: Params, matches: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
+    """Elo of this generation's matches: {"greedy", "search@64": {value, low, high, count}}."""
+    counts: dict[tuple[str, str], float] = {}
+    for row in matches:
+        loser = row["second"] if row["winner"] == row["first"] else row["first"]
+        counts[row["winner"], loser] = counts.get((row["winner"], loser), 0.0) + 1.0
+    players = {player for pair in counts for player in pair}
+    anchor, stands_at = name(params.generation), 0.0
+    if PERFECT in players:
+        anchor = PERFECT
+    elif before["generation"] is not None:
+        anchor = name(before["generation"])
+        stands_at = before["metrics"]["elo"]["greedy"]["value"]
+    found = ratings.rate(counts, anchor)
+    budget = params.evaluate.match_budget
+    asked = {"greedy": name(params.generation), f"search@{budget}": name(params.generation, budget), RANDOM: RANDOM}
+    return {
+        key: {
+            **found[player].as_dict(),
+            **{bound: getattr(found[player], bound) + stands_at for bound in ("value", "low", "high")},
+        }
+        for key, player in asked.items()
+    }
+
+
+def _open(params: Params, layout: Layout) -> tuple[list[Unit], Units]:
+    champion = json.loads((layout.lineage / "champion.json").read_text(encoding="utf-8"))["generation"]
+    sections = [
+        params.seed, params.generation, params.evaluate.model_dump(mode="json"), params.generate.model_dump(),
+        params.problems.model_dump(mode="json"),
+    ]  # fmt: skip
+    inputs = [layout.problems, layout.student, layout.parent, layout.lineage / "champion.json"]
+    mark = fingerprint("evaluate", _SOURCES, sections, inputs, numerics(params.execution))
+    units: list[Unit] = [
+        problems[start : start + _UNIT]
+        for split in ("valid", "test")
+        for problems in [read_problems(layout.problems, [split])]
+        for start in range(0, len(problems), _UNIT)
+    ]
+    return [*units, *pairings(params, champion)], Units(layout, params.generation, "evaluate", mark)
+
+
+def _key(metric: str, budget: int) -> str:
+    return metric if metric == "greedy" else f"{metric}@{budget}"
+
+
+def _positions(params: Params, outcomes: list[dict[str, Any]], snapshot: str) -> list[dict[str, Any]]:
+    """Means with intervals, one row a split, metric and budget."""
+    cells: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in outcomes:
+        cells.setdefault((row["split"], row["metric"], row["budget"]), []).append(row)
+    return [
+        {
+            "snapshot": snapshot,
+            "generation": params.generation,
+            "searcher": "greedy" if metric == "greedy" else params.generate.searcher,
+            "budget": budget,
+            "split": split,
+            "metric": _key(metric, budget),
+            **intervals.share([row["value"] for row in rows], [row["group"] for row in rows]).as_dict(),
+            "flops_per_problem": sum(row["flops"] for row in rows) / len(rows),
+        }
+        for (split, metric, budget), rows in sorted(cells.items())
+    ]
+
+
+def _ratings(params: Params, elo: dict[str, Any], snapshot: str) -> list[dict[str, Any]]:
+    """The student's Elo as rows of `evaluations`. Its split is test: nothing is chosen by it."""
+    return [
+        {
+            "snapshot": snapshot,
+            "generation": params.generation,
+            "searcher": "greedy" if key == "greedy" else params.generate.searcher,
+            "budget": 1 if key == "greedy" else params.evaluate.match_budget,
+            "split": "test",
+            "metric": f"elo_{key}",
+            **entry,
+            "flops_per_problem": 0.0,
+        }
+        for key, entry in elo.items()
+        if key != RANDOM
+    ]
+
+
+def _metrics(
+    params: Params,
+    before: dict[str, Any],
+    evaluations: list[dict[str, Any]],
+    matches: list[dict[str, Any]],
+    facts: list[dict[str, Any]],
+    elo: dict[str, Any],
+    snapshot: str,
+) -> dict[str, Any]:
+    """metrics.json: kept wins by split, Elo, signs of collapse, and who is champion from here on."""
+    by_split: dict[str, dict[str, dict[str, float]]] = {"valid": {}, "test": {}}
+    for row in evaluations:
+        if not row["metric"].startswith("elo_"):
+            by_split[row["split"]][row["metric"]] = {key: row[key] for key in ("value", "low", "high", "count")}
+    promoted, difference, reason = _takes_over(params, matches, before["generation"])
+    tallies = [fact["tally"] for fact in facts if fact.get("split") == "valid"]
+    count = sum(tally["count"] for tally in tallies)
+    return {
+        "generation": params.generation,
+        "snapshot": snapshot,
+        **by_split,
+        "elo": elo,
+        "champion": {
+            "generation": params.generation if promoted else before["generation"],
+            "snapshot": snapshot if promoted else before["snapshot"],
+            "promoted": promoted,
+            "difference": difference,
+            "reason": reason,
+        },
+        "undecided": 0,
+        "collapse": {
+            "entropy": sum(tally["entropy"] for tally in tallies) / count,
+            "value": sum(tally["value"] for tally in tallies) / count,
+            "alarms": _alarms(by_split["valid"], (before.get("metrics") or {}).get("valid"), params),
+        },
+    }
+
+
+def _takes_over(
+    params: Params, matches: list[dict[str, Any]], champion: int | None
+) -> tuple[bool, dict[str, Any] | None, str]:
+    """Whether the student is champion from here on, its share of the searched games against the one before, and why."""
+    if champion is None:
+        return True, None, "the first student"
+    mine, theirs = (name(number, params.evaluate.match_budget) for number in (params.generation, champion))
+    games = [row for row in matches if {row["first"], row["second"]} == {mine, theirs}]
+    won = intervals.share([float(row["winner"] == mine) for row in games], [row["problem_id"] for row in games])
+    gate = params.evaluate.gate
+    if gate is None:
+        return True, won.as_dict(), "every student takes over (evaluate.gate is off)"
+    words = f"won {won.value:.1%} of {won.count} games against the champion, {gate:.1%} asked for"
+    return won.value >= gate, won.as_dict(), words
+
+
+def _alarms(valid: dict[str, Any], held: dict[str, Any] | None, params: Params) -> list[str]:
+    found = []
+    budget = f"search@{params.evaluate.budgets[-1]}"
+    if valid[budget]["high"] < valid["greedy"]["value"]:
+        found.append(
+            f"search makes it worse: {budget} keeps {valid[budget]['value']:.1%} of the wins on valid, the network "
+            f"alone {valid['greedy']['value']:.1%}"
+        )
+    if held and valid["greedy"]["high"] < held["greedy"]["low"]:
+        found.append(
+            f"the network alone keeps {valid['greedy']['value']:.1%} of the wins on valid, "
+            f"the champion before {held['greedy']['value']:.1%}"
+        )
+    return found

@@ -1,0 +1,78 @@
+"""Networks and searches as the stages of a board game need them: loaded once a process, checked by digest."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from flywheel.errors import ModelError
+from flywheel.models import board_net
+from flywheel.models.board_net import BoardNet, BoardShape
+from flywheel.models.language import device_for
+from flywheel.params import Params
+from flywheel.records import digest
+from flywheel.search.board_tree import TreeSearch
+from tasks.models import snapshot_of
+from tasks.stage import threads, use_threads
+
+
+def shape_of(params: Params) -> BoardShape:
+    """The network that the params describe."""
+    model, problems = params.model, params.problems
+    return BoardShape(model.network, model.hidden_size, model.layers, problems.size, problems.swap)
+
+
+def load(params: Params, folder: Path, snapshot: str | None = None) -> BoardNet:
+    """A snapshot for the params' boards, its digest checked where one is expected. Raises ModelError."""
+    use_all_threads(params)
+    net = _load(folder, device_for(params.execution.device), snapshot_of(folder))
+    board_net.require(net.shape, params.problems.size, params.problems.swap, str(folder))
+    if snapshot is not None and net.snapshot != snapshot:
+        raise ModelError(
+            f"{folder} holds weights {net.snapshot}, expected {snapshot} as lineage says; "
+            "restore that model, or start the generation anew with generate.teacher set to the one wanted"
+        )
+    return net
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, device: str, _snapshot: str) -> BoardNet:
+    return board_net.load(folder, device)
+
+
+def use_all_threads(params: Params) -> None:
+    """Give torch and the compiled search their threads."""
+    from numba import config, set_num_threads
+
+    use_threads(params.execution)
+    set_num_threads(min(threads(params.execution), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
+def searching(params: Params) -> TreeSearch:
+    """How the teacher searches for labels."""
+    section = params.generate
+    return TreeSearch(
+        section.simulations,
+        section.searcher,  # type: ignore[arg-type]
+        considered=section.considered,
+        exploration=section.exploration,
+        noise_share=section.noise_share,
+    )
+
+
+def playing(params: Params, budget: int) -> TreeSearch:
+    """How one searches to win: without noise."""
+    section = params.generate
+    return TreeSearch(
+        budget,
+        section.searcher,  # type: ignore[arg-type]
+        considered=section.considered,
+        gumbel_scale=0.0,
+        exploration=section.exploration,
+        noise_share=0.0,
+    )
+
+
+def solver_snapshot() -> str:
+    """What stands for a model where the exact solver says what a position is worth."""
+    return digest("solver", "hex", 1)
