@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from flows.commands import changing, data, measuring, reading, running, services, studies
+from flows.commands import boards, changing, data, measuring, reading, running, services, studies
 from flywheel.errors import FlywheelError, StorageFull
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ COMMANDS = (
     services.schedule, services.up, services.down,
     reading.report,
     data.export,
+    boards.play, boards.arena,
     measuring.control, measuring.compare, studies.searchers, studies.rewards,
     services.doctor,
 )  # fmt: skip

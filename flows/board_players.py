@@ -1,0 +1,81 @@
+"""Who can be named on the command line to play Hex: a registry's snapshots, perfect play, chance, an outside engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flywheel import params as parameters
+from flywheel.errors import InputError
+from flywheel.params import Params
+
+if TYPE_CHECKING:
+    from flywheel.search.players import Player
+    from storage.registry import Registry
+
+KINDS = "gen/7 (the network alone), gen/7@64 (with 64 simulations a move), perfect, random, gtp:COMMAND"
+
+
+def recipe_of(opened: Registry) -> Params:
+    """The params of a registry of Hex. Raises InputError for any other."""
+    params = parameters.load(opened.layout.params)
+    if params.problems.domain != "hex":
+        raise InputError(
+            f"{opened.root} is a registry of {params.problems.domain}, which is no game; name one of Hex with "
+            "--registry, such as `flywheel run --preset hex-5` makes"
+        )
+    return params
+
+
+@contextmanager
+def players(opened: Registry, names: list[str]) -> Iterator[list[Player]]:
+    """The players of these names. Raises InputError for a name that is none, or given twice."""
+    params = recipe_of(opened)
+    if len(set(names)) < len(names):
+        raise InputError(f"got players {', '.join(names)}, expected each once")
+    with ExitStack() as held:
+        scratch = Path(tempfile.mkdtemp(prefix="flywheel-players-"))
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        found = []
+        for name in names:
+            found.append(_player(opened, params, name, scratch))
+            held.callback(found[-1].close)
+        yield found
+
+
+def network(opened: Registry, params: Params, generation: int, scratch: Path) -> Any:
+    """A generation's student, ready to be asked."""
+    from flows.controls import copy_model
+    from tasks.boards import networks
+
+    return networks.load(params, copy_model(opened, generation, "student", scratch))
+
+
+def _player(opened: Registry, params: Params, name: str, scratch: Path) -> Player:
+    from flywheel.models import board_net
+    from flywheel.search.players import NetworkPlayer, PerfectPlayer, RandomPlayer, SearchPlayer
+    from tasks.boards import networks
+
+    if name == "random":
+        return RandomPlayer()
+    if name == "perfect":
+        return PerfectPlayer(params.problems.size)
+    if name.startswith("gtp:"):
+        from flywheel.search.gtp import Engine
+
+        return Engine(name.removeprefix("gtp:"), params.problems.size, name)
+    if not re.fullmatch(r"gen/\d+(@[1-9]\d*)?", name):
+        raise InputError(f"got player {name!r}, expected one of: {KINDS}")
+    from flows.commands.options import generation_number
+
+    address, _, budget = name.partition("@")
+    net = network(opened, params, generation_number(opened, address), scratch)
+    evaluate = board_net.evaluator(net)
+    if not budget:
+        return NetworkPlayer(name, evaluate, net.shape.flops)
+    return SearchPlayer(name, evaluate, networks.playing(params, int(budget)), net.shape.flops)
