@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from flywheel.errors import ModelError
+from flywheel.errors import InputError, ModelError
 from flywheel.problems.hex import NOBODY, Games
 from flywheel.search import board_steps
-from flywheel.search.board_steps import Nodes, Rule
+from flywheel.search.board_steps import Rule
 from flywheel.seeds import generator, uniform
 
 Evaluate = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -53,6 +55,9 @@ class Found:
     """[games, actions]: of the root's moves."""
     proven: npt.NDArray[np.int8]
     """[games]: 1 the mover wins, -1 loses, 0 not known."""
+    lines: npt.NDArray[np.int16]
+    """[games, moves]: the move to play and from there on, of both players, the one visited most, as far as the tree
+    goes; -1 beyond."""
     evaluations: int
     """Positions shown to the network."""
 
@@ -65,9 +70,9 @@ class TreeSearch:
     """A game, if not told otherwise; the root's own evaluation comes on top."""
     root: Literal["gumbel", "puct"] = "gumbel"
     considered: int = 16
+    """gumbel: moves that the root draws at most."""
     gumbel_scale: float = 1.0
     """gumbel: how much of the noise there is; with 0 the likeliest moves are considered, as one plays to win."""
-    """gumbel: moves that the root draws at most."""
     value_scale: float = 0.1
     visit_offset: float = 50.0
     """gumbel: values weigh (offset + most visits) * scale, eq. 8 (c_scale, c_visit)."""
@@ -78,20 +83,31 @@ class TreeSearch:
     """puct: the root's priors are mixed with a draw from Dirichlet(alpha), 10 / actions by default; share 0 is none."""
     solve: bool = True
     """Prove what can be proven; without it a won position is one of value 1 that is visited like any other."""
+    parallel: int = 1
+    """Leaves of a game that are shown to the network at once, which is quicker for few games. Each but the first is
+    looked for as if those on their way were lost (virtual loss; Chaslot et al. 2008, *Parallel Monte-Carlo tree
+    search*), so that the tree is another one, and a little worse by as many simulations."""
+    batch: int | None = None
+    """Games searched side by side, if not all. Some 256 trees fit a processor's cache and are searched faster on it
+    than more; a GPU wants many."""
+    threads: int = 1
+    """Batches searched at once, all games being shared out evenly where `batch` is not set. The network is then called
+    from as many threads at a time, each of which waits for its own answer alone."""
 
     def __post_init__(self) -> None:
-        if self.simulations < 1 or self.considered < 1:
-            raise ValueError(f"got simulations={self.simulations}, considered={self.considered}; expected 1 or more")
+        counts = {name: getattr(self, name) for name in ("simulations", "considered", "parallel", "batch", "threads")}
+        if bad := {name: count for name, count in counts.items() if count is not None and count < 1}:
+            raise ValueError(f"got {', '.join(f'{name}={count}' for name, count in bad.items())}; expected 1 or more")
         if self.root not in {"gumbel", "puct"}:
             raise ValueError(f"got root={self.root!r}, expected gumbel or puct")
         if not 0.0 <= self.noise_share <= 1.0 or (self.noise_alpha is not None and not self.noise_alpha > 0.0):
             raise ValueError(
                 f"got noise_share={self.noise_share}, noise_alpha={self.noise_alpha}; expected 0 to 1, and above 0"
             )
-        if min(self.value_scale, self.visit_offset, self.exploration) < 0.0:
+        if min(self.value_scale, self.visit_offset, self.exploration, self.gumbel_scale) < 0.0:
             raise ValueError(
                 f"got value_scale={self.value_scale}, visit_offset={self.visit_offset}, "
-                f"exploration={self.exploration}; expected 0 or more"
+                f"exploration={self.exploration}, gumbel_scale={self.gumbel_scale}; expected 0 or more"
             )
 
     def search(
@@ -102,45 +118,79 @@ class TreeSearch:
         budgets: npt.NDArray[np.int64] | None = None,
     ) -> Found:
         """Search all games; none may be over. `keys` name each game's noise, `budgets` its simulations. Raises
-        ModelError where the network answers with what is no number, or not with one answer a position."""
+        ModelError where the network answers with what is no number, or not with one answer a position, and InputError
+        where the trees do not fit into memory."""
         if (games.winners != NOBODY).any():
             raise ValueError("got a game that is over; nothing is left to search for")
         limits = np.full(len(games), self.simulations, np.int64) if budgets is None else np.asarray(budgets, np.int64)
         if len(keys) != len(games) or len(limits) != len(games) or (limits < 1).any():
             raise ValueError(f"expected a key and a budget of 1 or more for each of {len(games)} games")
-        rule = Rule(self.root == "gumbel", self.considered, self.value_scale, self.visit_offset, self.exploration,
-                    self.solve)  # fmt: skip
-        longest = int(limits.max(initial=0))
-        tree = board_steps.nodes(len(games), longest + 1, games.size**2, games.actions)
-        tree.boards[:, 0], tree.movers[:, 0], tree.plies[:, 0] = games.boards, games.movers, games.plies
-        views = np.zeros((len(games), 2 + games.swap, games.size, games.size), np.float32)
-        everyone, roots = np.arange(len(games)), np.zeros(len(games), np.int64)
-        board_steps.show(tree, everyone, roots, games.size, views)
-        evaluations = _learn(tree, everyone, roots, games.size, views, evaluate)
-        board_steps.ascend(tree, everyone, roots, rule)
-        priors = (tree.priors[:, 0] / tree.priors[:, 0].sum(axis=1, keepdims=True)).astype(np.float32)
-        noise = self._noise(games, keys)
-        if not rule.gumbel and self.noise_share:
-            board_steps.mix(tree, noise, self.noise_share)
-        budgets_held, which = np.unique(limits, return_inverse=True)
+        batch = self.batch or max(1, math.ceil(len(games) / self.threads))
+        self._check_room(min(len(games), batch * self.threads), int(limits.max(initial=0)) + 1, games)
+        if len(games) <= batch:
+            return self._search(games, evaluate, keys, limits)
+        numbers = np.split(np.arange(len(games)), range(batch, len(games), batch))
+
+        def one(part: npt.NDArray[np.int64]) -> Found:
+            return self._search(games.select(part), evaluate, keys[part], limits[part])
+
+        if self.threads == 1:
+            parts = [one(part) for part in numbers]
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                parts = list(pool.map(one, numbers))
+        joined = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(Found)
+            if field.name != "evaluations"
+        }
+        return Found(**joined, evaluations=sum(part.evaluations for part in parts))
+
+    def _search(
+        self, games: Games, evaluate: Evaluate, keys: npt.NDArray[np.uint64], limits: npt.NDArray[np.int64]
+    ) -> Found:
+        rule = Rule(self.root == "gumbel", self.value_scale, self.visit_offset, self.exploration, self.solve,
+                    self.parallel > 1)  # fmt: skip
+        longest, count = int(limits.max(initial=0)), len(games)
+        tree = board_steps.lay_out(count, longest + 1, games.size**2, games.actions, self.parallel)
+        mirrored = board_steps.mirror(games.size, games.actions)
+        views = np.empty((count * self.parallel, 2 + games.swap, games.size, games.size), np.float32)
+        flat = views.reshape(len(views), 2 + games.swap, games.size**2)
+        board_steps.plant(tree, games.boards, games.movers, games.plies)
+        waiting = board_steps.show(tree, mirrored, flat)
+        logits, values = _ask(evaluate, views[:waiting], games.actions)
+        board_steps.root(tree, mirrored, logits, values)
+        priors, evaluations = tree.shares.astype(np.float32), waiting
+        considered = np.minimum((tree.bases > board_steps.LOW).sum(axis=1), self.considered)
+        if rule.gumbel:
+            board_steps.shake(tree, self._noise(games, keys))
+        elif self.noise_share:
+            board_steps.mix(tree, self._noise(games, keys), self.noise_share)
+        budgets_held, kinds = np.unique(limits, return_inverse=True)
         schedules = np.stack([_schedule(self.considered, int(held), longest) for held in budgets_held] or [_NONE])
-        for simulation in range(longest):
-            rows = np.flatnonzero((limits > simulation) & (tree.proven[:, 0] == 0))
-            if not len(rows):
-                break
-            leaves = np.empty(len(rows), np.int64)
-            board_steps.descend(
-                tree, rows, schedules[which[rows], :, simulation], noise, rule, games.size, views, leaves
+        decay = np.exp(-(self.visit_offset + np.arange(longest + 2)) * self.value_scale)
+        plan = (limits, schedules, np.stack([kinds, considered], axis=1), decay, rule, mirrored, games.size)
+        while waiting := board_steps.advance(tree, *plan, logits, values, flat):
+            logits, values = _ask(evaluate, views[:waiting], games.actions)
+            evaluations += waiting
+        moves, policies = np.empty(count, np.int64), np.zeros((count, games.actions), np.float32)
+        visits = np.zeros((count, games.actions), np.int32)
+        board_steps.conclude(tree, rule, moves, policies, visits)
+        lines = np.full((count, games.actions), -1, np.int16)
+        board_steps.follow(tree, moves, lines)
+        roots = tree.nodes[:, 0]
+        return Found(moves, policies, priors, roots["value"].astype(np.float32), visits, roots["proven"].copy(), lines,
+                     evaluations)  # fmt: skip
+
+    def _check_room(self, count: int, most: int, games: Games) -> None:
+        """Raises InputError where so many trees do not fit into memory."""
+        needed, free = board_steps.bytes_needed(count, most, games.size**2, games.actions, self.parallel), _free_bytes()
+        if free is not None and needed > free:
+            raise InputError(
+                f"{count} games of {most - 1} simulations on a board of size {games.size} take "
+                f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free; "
+                "search fewer games at once, or by fewer simulations"
             )
-            fresh = (tree.visits[rows, leaves] == 0) & ~tree.over[rows, leaves]
-            evaluations += _learn(tree, rows[fresh], leaves[fresh], games.size, views, evaluate)
-            board_steps.ascend(tree, rows, leaves, rule)
-        moves, policies = np.empty(len(games), np.int64), np.zeros((len(games), games.actions), np.float32)
-        visits = np.zeros((len(games), games.actions), np.int32)
-        board_steps.conclude(tree, noise, rule, moves, policies, visits)
-        proven = tree.proven[:, 0].copy()
-        values = np.where(proven != 0, proven, tree.values[:, 0]).astype(np.float32)
-        return Found(moves, policies, priors, values, visits, proven, evaluations)
 
     def _noise(self, games: Games, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
         """[games, actions]: Gumbel(0, 1), or a draw from the Dirichlet distribution over the legal moves."""
@@ -156,27 +206,31 @@ class TreeSearch:
         return found
 
 
-def _learn(
-    tree: Nodes,
-    rows: npt.NDArray[np.int64],
-    leaves: npt.NDArray[np.int64],
-    size: int,
-    views: npt.NDArray[np.float32],
-    evaluate: Evaluate,
-) -> int:
-    """Show these leaves to the network and keep what it says. Returns how many they are."""
-    if len(rows):
-        logits, values = evaluate(views[rows])
-        actions = tree.logits.shape[2]
-        if logits.shape != (len(rows), actions) or values.shape != (len(rows),):
-            raise ModelError(
-                f"the network answered with logits of shape {logits.shape} and values of shape {values.shape}, "
-                f"expected {(len(rows), actions)} and {(len(rows),)}"
-            )
-        if np.isnan(logits).any() or (logits == np.inf).any() or not np.isfinite(values).all():
-            raise ModelError("the network answered with logits or values that are no numbers; its weights are damaged")
-        board_steps.keep(tree, rows, leaves, size, logits, values)
-    return len(rows)
+def _ask(
+    evaluate: Evaluate, views: npt.NDArray[np.float32], actions: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What the network says of these positions. Raises ModelError where it is not one answer a position, in numbers."""
+    if not len(views):
+        return np.empty((0, actions), np.float32), np.empty(0, np.float32)
+    logits, values = evaluate(views)
+    if logits.shape != (len(views), actions) or values.shape != (len(views),):
+        raise ModelError(
+            f"the network answered with logits of shape {logits.shape} and values of shape {values.shape}, "
+            f"expected {(len(views), actions)} and {(len(views),)}"
+        )
+    logits, values = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(values, np.float32)
+    if not board_steps.sound(logits, values):
+        raise ModelError("the network answered with logits or values that are no numbers; its weights are damaged")
+    return logits, values
+
+
+def _free_bytes() -> int | None:
+    """Memory that can be had without swapping, as Linux says; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
 
 
 @lru_cache(maxsize=64)

@@ -12,8 +12,8 @@ import pytest
 
 from flywheel.errors import ModelError
 from flywheel.problems.hex import NOBODY, Games, parse
-from flywheel.search.board_tree import TreeSearch
 from flywheel.problems.hex_solver import LOSES, WINS, Solver
+from flywheel.search.board_tree import TreeSearch
 from flywheel.seeds import generator, stream, uniform
 
 
@@ -50,6 +50,7 @@ def keys(count: int) -> npt.NDArray[np.uint64]:
 @dataclass
 class Node:
     game: Games
+    search: TreeSearch
     logits: npt.NDArray[np.float64] | None = None
     """By cell; -inf where illegal."""
     raw: float = -1.0
@@ -90,7 +91,7 @@ class Node:
         weights = np.exp(self.logits - self.logits.max())
         return weights / weights.sum()
 
-    def transformed(self, scale: float = 0.1, offset: float = 50.0) -> npt.NDArray[np.float64]:
+    def transformed(self) -> npt.NDArray[np.float64]:
         """sigma(completed q), values rescaled to 0..1 over the legal moves."""
         q, priors, counts = self.q(), self.priors(), self.counts()
         mixed = self.raw
@@ -101,7 +102,8 @@ class Node:
         completed = np.array([q.get(move, mixed) for move in range(len(priors))])
         legal = completed[np.isfinite(self.logits)]
         span = max(legal.max() - legal.min(), 1e-8)
-        return (offset + counts.max()) * scale * (completed - legal.min()) / span
+        weight = (self.search.visit_offset + counts.max()) * self.search.value_scale
+        return weight * (completed - legal.min()) / span
 
     def improved(self) -> npt.NDArray[np.float64]:
         scores = np.where(self.open(), self.logits + self.transformed(), -np.inf)
@@ -125,7 +127,7 @@ def halving(considered: int, simulations: int) -> list[int]:
 
 
 def slow(games: Games, search: TreeSearch, simulations: int, noise: npt.NDArray[np.float64]) -> dict[str, Any]:
-    root = Node(games)
+    root = Node(games, search)
     root.ask()
     root.total, root.visits = root.raw, 1
     plan = halving(min(search.considered, int(games.legal().sum())), simulations)
@@ -152,7 +154,7 @@ def slow(games: Games, search: TreeSearch, simulations: int, noise: npt.NDArray[
             if fresh:
                 after = node.game.select(np.array([0]))
                 after.play([move])
-                node.children[move] = Node(after)
+                node.children[move] = Node(after, search)
             node = node.children[move]
             path.append(node)
             if node.over or node.known or fresh:
@@ -177,13 +179,20 @@ def slow(games: Games, search: TreeSearch, simulations: int, noise: npt.NDArray[
 
 @pytest.mark.parametrize("solve", [True, False])
 @pytest.mark.parametrize("root", ["gumbel", "puct"])
-@pytest.mark.parametrize(("size", "plies", "simulations", "considered"), [(3, 0, 40, 16), (3, 3, 60, 4), (5, 2, 50, 16),
-                                                                      (4, 7, 90, 3), (4, 5, 7, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "plies", "simulations", "considered", "weights"),
+    [
+        (3, 0, 40, 16, {}), (3, 3, 60, 4, {}), (5, 2, 50, 16, {}), (4, 7, 90, 3, {}), (4, 5, 7, 1, {}),
+        # Values that weigh little or much beside priors and noise.
+        (4, 5, 80, 6, {"value_scale": 0.03, "visit_offset": 1.0, "exploration": 0.3}),
+        (5, 4, 60, 5, {"value_scale": 0.3, "visit_offset": 4.0, "exploration": 4.0}),
+    ],
+)  # fmt: skip
 def test_every_tree_is_that_of_an_independent_search(
-    size: int, plies: int, simulations: int, considered: int, root: Any, solve: bool
+    size: int, plies: int, simulations: int, considered: int, weights: dict[str, float], root: Any, solve: bool
 ) -> None:
     games = positions(size, 12, plies)
-    search = TreeSearch(simulations, root, considered, solve=solve)
+    search = TreeSearch(simulations, root, considered, solve=solve, **weights)
     found = search.search(games, network, keys(len(games)))
     noise = search._noise(games, keys(len(games)))
     for number in range(len(games)):
