@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flywheel import params as parameters
 from flywheel.errors import InputError
 from flywheel.params import Params
+from storage import addresses
 
 if TYPE_CHECKING:
     from flywheel.search.players import Player
@@ -68,13 +69,16 @@ def _player(opened: Registry, params: Params, name: str, scratch: Path) -> Playe
     if name.startswith("gtp:"):
         from flywheel.search.gtp import Engine
 
-        return Engine(name.removeprefix("gtp:"), params.problems.size, name)
+        engine = Engine(name.removeprefix("gtp:"), params.problems.size, name)
+        if shutil.which(engine.command[0]) is None:
+            raise InputError(f"got player {name!r}, but there is no program {engine.command[0]!r}; give its whole path")
+        return engine
     if not re.fullmatch(r"gen/\d+(@[1-9]\d*)?", name):
         raise InputError(f"got player {name!r}, expected one of: {KINDS}")
-    from flows.commands.options import generation_number
-
     address, _, budget = name.partition("@")
-    net = network(opened, params, generation_number(opened, address), scratch)
+    generation = addresses.resolve(opened, address).generation
+    assert generation is not None, address
+    net = network(opened, params, generation, scratch)
     evaluate = board_net.evaluator(net)
     if not budget:
         return NetworkPlayer(name, evaluate, net.shape.flops)

@@ -28,7 +28,7 @@ COMMANDS = (
     services.schedule, services.up, services.down,
     reading.report,
     data.export,
-    boards.play, boards.arena,
+    boards.play, boards.arena, boards.strength,
     measuring.control, measuring.compare, studies.searchers, studies.rewards,
     services.doctor,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 from flywheel import params as parameters
 from flywheel.errors import FlywheelError, InputError, Interrupted
 from flywheel.evaluation import intervals
+from flywheel.problems import domain
 from storage import recipes
 from storage.history import history
 from storage.ledger import INVESTED
@@ -87,12 +88,13 @@ def run_campaign(
 ) -> Registry:  # fmt: skip
     """A registry in `root` with `campaign.generations` generations of this recipe; what is missing is made. Raises
     InputError where it was made with another recipe."""
+    recipe = recipes.recipe(preset, [*overrides, f"seed={seed}"])
+    domain.require_texts(recipe.problems)
     changes = [f"--set={change}" for change in (*overrides, f"seed={seed}")]
     if not (root / "flywheel.json").exists():
         _flywheel("init", "--registry", str(root), "--preset", preset, *changes)
     registry = Registry.open(root)
     held = parameters.load(root / "params.yaml")
-    recipe = recipes.recipe(preset, [*overrides, f"seed={seed}"])
     if held.for_generation(0, None).digest() != recipe.digest():
         raise InputError(
             f"{root} was made with another recipe; give --out a new folder, or the preset and --set of then"

@@ -20,6 +20,7 @@ from flows import stop
 from flows.progress import Step, Tracker
 from flywheel import params as parameters
 from flywheel.errors import InputError
+from flywheel.problems import domain
 from storage import cache, git, history, ledger, lock
 from storage.layout import tag_name
 from storage.publish import commit_files
@@ -42,6 +43,7 @@ def control(name: str, registry: str) -> dict[str, Any]:
     if name not in NAMES:
         raise InputError(f"got control {name!r}, expected one of {', '.join(NAMES)}")
     opened = Registry.open(Path(registry))
+    domain.require_texts(parameters.load(opened.layout.params).problems)
     with lock.ensure(opened, f"control {name}"):
         head = opened.head_generation()
         if head is None or head == 0:

@@ -44,9 +44,9 @@ class Line:
     ramp: float | None = None
 
 
-def by_generation(lines: list[Line], abandoned: list[Line]) -> str:
+def by_generation(lines: list[Line], abandoned: list[Line], measured: str = "Solved on test") -> str:
     """Accuracy over the generations that led to the present one; rolled-back ones as hollow points beside the lines."""
-    figure, axes = _axes("Generation", "Solved on test")
+    figure, axes = _axes("Generation", measured)
     for index, (line, colour) in enumerate(zip(lines, (BLUE, VERMILLION, GREEN, PURPLE), strict=False)):
         x = [point.x for point in line.points]
         axes.fill_between(
@@ -73,9 +73,11 @@ def by_generation(lines: list[Line], abandoned: list[Line]) -> str:
     )
 
 
-def by_budget(lines: list[Line], kind: str) -> str:
+def by_budget(
+    lines: list[Line], kind: str, budget: str = "Samples a problem at run time", measured: str = "Solved on test"
+) -> str:
     """Accuracy over the samples drawn a problem (log2); x = 0.5 stands for the greedy answer, set apart by a gap."""
-    figure, axes = _axes("Samples a problem at run time", "Solved on test")
+    figure, axes = _axes(budget, measured)
     budgets = sorted({point.x for line in lines for point in line.points})
     place = {x: math.log2(x) for x in budgets}
     for index, line in enumerate(lines):
@@ -123,9 +125,24 @@ def by_stage(generations: list[int], stages: dict[str, list[float]]) -> str:
     )
 
 
-def comparison(rows: list[tuple[str, Band]]) -> str:
+def ratings(lines: list[Line], anchor: str) -> str:
+    """Elo over the generations; the anchor stands at 0."""
+    figure, axes = _axes("Generation", f"Elo, {anchor} at 0")
+    for index, (line, colour) in enumerate(zip(lines, (BLUE, VERMILLION, GREEN, PURPLE), strict=False)):
+        x = [point.x for point in line.points]
+        axes.fill_between(
+            x, [p.low for p in line.points], [p.high for p in line.points], color=colour, alpha=0.18, lw=0
+        )
+        axes.plot(x, [p.value for p in line.points], color=colour, marker=MARKERS[index], ms=5, lw=1.8, label=line.name)
+    axes.axhline(0.0, color=GREY, lw=1.2, ls="--")
+    _whole_numbers(axes, [point.x for line in lines for point in line.points])
+    _legend(axes, columns=2)
+    return _svg(figure, "ratings", "Elo by generation", f"Elo of each generation's player, 95 % bands; {anchor} at 0.")
+
+
+def comparison(rows: list[tuple[str, Band]], measured: str = "Solved on test") -> str:
     """One row a contender: its value and interval on a common axis, first row on top. `x` of a band is ignored."""
-    figure, axes = _axes("Solved on test", "", height=0.75 + 0.34 * len(rows))
+    figure, axes = _axes(measured, "", height=0.75 + 0.34 * len(rows))
     for index, (_, band) in enumerate(rows):
         colour = BLUE if index == 0 else GREY
         axes.errorbar(

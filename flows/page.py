@@ -29,6 +29,10 @@ class Facts:
     """Rows of `labels` with the problem's `payload`."""
     lineages: dict[int, str] = field(default_factory=dict)
     """Generation -> what its labels go back to, as text."""
+    positions: list[Row] = field(default_factory=list)
+    """Rows of `analyses` with the `reference` of their problem, of a board game."""
+    matches: list[Row] = field(default_factory=list)
+    """`winner`, `loser`, `count` over all generations of the line, of a board game."""
 
 
 def render(facts: Facts, summary: dict[str, Any]) -> str:
@@ -48,7 +52,9 @@ def render(facts: Facts, summary: dict[str, Any]) -> str:
         title=f"{facts.name}: {len(facts.history)} generation{'s' if len(facts.history) != 1 else ''}",
         sentence=(summary.get("sentence") or _sentence(present)).replace(" %", "\N{NO-BREAK SPACE}%"),
         facts=_headline(facts, present, keys),
-        figures=drawings(facts.history, facts.costs, facts.controls, keys),
+        figures=drawings(facts.history, facts.costs, facts.controls, keys, facts.matches),
+        positions=[_position(row) for row in facts.positions],
+        game=bool(facts.matches),
         break_even=_break_even(summary.get("break_even") or []),
         generations=[_generation(row, keys, present["champion"]) for row in reversed(facts.history)],
         metric_keys=keys,
@@ -93,6 +99,11 @@ def _sentence(present: Row) -> str:
     greedy = on_test(present).get("greedy")
     if greedy is None:
         return f"The registry stands at {name_of(present)}."
+    if "elo" in (present["metrics"] or {}):
+        return (
+            f"The network of {name_of(present)}, playing at once, keeps the win in {percent(greedy['value'])} of the "
+            "test positions."
+        )
     return (
         f"The student of {name_of(present)}, answering at once, solves {percent(greedy['value'])} of the test problems."
     )
@@ -142,6 +153,34 @@ def _sample(row: Row) -> Row:
         "teacher_short": short(row["teacher"]),
         "label_id": row["label_id"],
         "label_short": short(row["label_id"]),
+    }
+
+
+def _position(row: Row) -> Row:
+    """A position as the student sees it alone and by search: two drawings and what they say in words."""
+    from markupsafe import Markup
+
+    from flows.board_figures import board
+    from flywheel.problems.hex import cell_of, name_of
+
+    size = row["board"].count("/") + 1
+    winning = {cell_of(name, size) for name in (row["reference"] or "").split()}
+    mover = "X" if row["mover"] == 0 else "O"
+
+    def seen(shares: list[float], value: float, words: str) -> Row:
+        best = max(range(size * size), key=lambda cell: shares[cell])
+        kept = "keeps the win" if best in winning else "loses it"
+        return {
+            "svg": Markup(board(row["board"], shares, winning, f"{words}, {mover} to move: {row['board']}")),
+            "words": f"{words}: {name_of(best, size)} {kept}; it expects {value:+.2f}",
+        }
+
+    known = {1: ", a proven win", -1: ", a proven loss", 0: ""}[row["proven"]]
+    return {
+        "title": f"{mover} to move, {size * size - row['board'].count('.')} stones",
+        "alone": seen(row["prior"], row["prior_value"], "The network alone"),
+        "search": seen(row["policy"], row["value"], f"With {row['budget']} simulations{known}"),
+        "line": row["line"],
     }
 
 

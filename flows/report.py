@@ -66,6 +66,7 @@ def gather(registry: Registry) -> Facts:
         generation: outline(lineage(registry, f"gen/{generation}/labels", "up"))
         for generation in sorted({row["generation"] for row in labels}, reverse=True)
     }
+    positions, matches = _of_the_game(registry, led_here)
     return Facts(
         name=registry.root.resolve().name,
         history=rows,
@@ -73,7 +74,26 @@ def gather(registry: Registry) -> Facts:
         controls=_controls(registry.layout.controls),
         samples=labels,
         lineages=lineages,
+        positions=positions,
+        matches=matches,
     )
+
+
+def _of_the_game(registry: Registry, led_here: list[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of a board game: how the newest student sees some positions, and who won how often against whom."""
+    from storage.views import query
+
+    positions = query(
+        registry,
+        "SELECT a.*, p.reference FROM analyses a JOIN problems p USING (problem_id)"
+        f" WHERE generation = {led_here[-1]} ORDER BY a.problem_id",
+    )
+    matches = query(
+        registry,
+        "SELECT winner, CASE WHEN winner = first THEN second ELSE first END AS loser, count(*) AS count"
+        " FROM matches GROUP BY ALL ORDER BY ALL",
+    )
+    return list(positions.rows), list(matches.rows)
 
 
 def _controls(folder: Path) -> list[dict[str, Any]]:

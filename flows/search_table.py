@@ -29,6 +29,7 @@ from flywheel.errors import InputError
 from flywheel.evaluation import intervals
 from flywheel.models.checkpoints import weights_digest
 from flywheel.params import Params
+from flywheel.problems import domain
 from storage import git, lock
 from storage.history import published
 from storage.layout import tag_name
@@ -68,6 +69,7 @@ def search_table_of(
     with lock.ensure(opened, "measure searchers"):
         tracker = Tracker(opened.layout)
         params = _params(opened, generation, overrides)
+        domain.require_texts(params.problems)
         trainers = _trainers(opened, generation, params, outcome_from)
         # In this registry alone, which is held: a run in the other one would clear its own.
         scratch = opened.layout.tmp / f"search-table-{uuid.uuid4().hex[:8]}"

@@ -62,8 +62,10 @@ def _same(test: Row, one: str, other: str) -> bool:
     )
 
 
-def drawings(history: list[Row], costs: list[Row], controls: list[Row], keys: list[str]) -> list[Row]:
-    """`{title, note, svg}` of every drawing there are numbers for."""
+def drawings(
+    history: list[Row], costs: list[Row], controls: list[Row], keys: list[str], matches: list[Row] | None = None
+) -> list[Row]:
+    """`{title, note, svg}` of every drawing there are numbers for. `matches` makes it a board game's."""
     from markupsafe import Markup
 
     from flows import figures
@@ -71,18 +73,30 @@ def drawings(history: list[Row], costs: list[Row], controls: list[Row], keys: li
     led_here = [row for row in history if row["status"] != "abandoned"]
     left = [row for row in history if row["status"] == "abandoned"]
     shown = []
+    measured = "Wins kept on test" if matches else "Solved on test"
+    title = "Wins kept by generation" if matches else "Accuracy by generation"
     over = [line for key in keys if (line := _over_generations(led_here, key)).points]
     if over:
         aside = [line for key in keys[:1] if (line := _over_generations(left, key)).points]
         note = "Test problems solved by each student; shaded: 95 % interval."
-        shown.append({"title": "Accuracy by generation", "note": note, "svg": figures.by_generation(over, aside)})
-    kind = "best" if budgets(led_here, "best") else "pass"
+        if matches:
+            note = (
+                "Test positions in which the move keeps the win, 1 minus the blunder rate, by the network alone "
+                "(greedy) and by search; shaded: 95 % interval."
+            )
+        svg = figures.by_generation(over, aside, measured)
+        shown.append({"title": title, "note": note, "svg": svg})
+    if matches:
+        shown += _ratings(matches)
+    kind = next((kind for kind in ("best", "search") if budgets(led_here, kind)), "pass")
     lines = _over_budgets(_spread(led_here), kind)
     if any(point.x >= 1 for line in lines for point in line.points):
-        words = "best of N by the reward" if kind == "best" else "pass@N"
+        words = {"best": "best of N by the reward", "search": "simulations a move"}.get(kind, "pass@N")
         few = "one line a generation" if len(led_here) <= LINES else f"{LINES} of {len(led_here)} generations"
-        note = f"Greedy, then N samples, {words}; {few}."
-        shown.append({"title": "Accuracy by runtime budget", "note": note, "svg": figures.by_budget(lines, kind)})
+        note = f"Greedy, then N {words}; {few}." if matches else f"Greedy, then N samples, {words}; {few}."
+        axis = "Simulations a move" if matches else "Samples a problem at run time"
+        svg = figures.by_budget(lines, kind, axis, measured)
+        shown.append({"title": title.replace("generation", "runtime budget"), "note": note, "svg": svg})
     if costs:
         generations = sorted({row["generation"] for row in costs})
         stages: dict[str, list[float]] = {}
@@ -95,8 +109,30 @@ def drawings(history: list[Row], costs: list[Row], controls: list[Row], keys: li
     rows = _contenders(led_here, controls, kind)
     if len(rows) > 1:
         note = "Answers on test with 95 % intervals: the present student against what it has to beat."
-        shown.append({"title": "Rivals and controls", "note": note, "svg": figures.comparison(rows)})
+        shown.append({"title": "Rivals and controls", "note": note, "svg": figures.comparison(rows, measured)})
     return [{**drawing, "svg": Markup(drawing["svg"])} for drawing in shown]
+
+
+def _ratings(matches: list[Row]) -> list[Row]:
+    """Elo over the generations from all games of the line together."""
+    from flows import figures
+    from flywheel.evaluation.ratings import rate
+
+    counts = {(row["winner"], row["loser"]): float(row["count"]) for row in matches}
+    players = {player for pair in counts for player in pair}
+    anchor = "perfect" if "perfect" in players else "gen/0"
+    if anchor not in players:
+        return []
+    lines: dict[str, list[Band]] = {}
+    for player, elo in rate(counts, anchor).items():
+        address, _, budget = player.partition("@")
+        if address.startswith("gen/"):
+            kind = f"{budget} simulations" if budget else "the network alone"
+            lines.setdefault(kind, []).append(Band(int(address[4:]), elo.value, elo.low, elo.high))
+    drawn = [Line(kind, tuple(sorted(points, key=lambda point: point.x))) for kind, points in sorted(lines.items())]
+    words = "perfect play" if anchor == "perfect" else "generation 0's network"
+    note = f"From all matches of the line together, by maximum likelihood; {words} at 0; shaded: 95 % interval."
+    return [{"title": "Elo by generation", "note": note, "svg": figures.ratings(drawn, words)}]
 
 
 def _over_generations(rows: list[Row], key: str) -> Line:

@@ -104,7 +104,9 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
         evaluation_flops=spent.get("evaluate", 0.0),
         break_even=even,
         at_budgets=at_budgets(curve, budgets, accuracy, price, investment),
-        sentence=_sentence(last, promoted, first, budget, student_share, search_share, difference, investment, even)
+        sentence=_sentence(
+            last, promoted, first, budget, student_share, search_share, difference, investment, even, best == "search"
+        )
         + (_overtaken(registry, line, first, budget) if best == "search" else ""),
     )
 
@@ -167,23 +169,27 @@ def _sentence(
     difference: Interval,
     investment: float,
     even: BreakEven,
+    board: bool,
 ) -> str:
+    """In words. On a board the student is a network that plays at once, and its test problems are won positions."""
     verdict = (
         "beats" if difference.low > 0 else "falls short of" if difference.high < 0 else "cannot be told apart from"
     )
+    queries = "moves" if board else "queries"
     if even.queries is None:
-        paid = "no number of queries pays it back, since the search is the cheaper one"
+        paid = f"no number of {queries} pays it back, since the search is the cheaper one"
     elif even.reached:
-        paid = f"it pays for itself after {even.queries:,.0f} queries, at equal accuracy"
+        paid = f"it pays for itself after {even.queries:,.0f} {queries}, at equal accuracy"
     else:
         paid = (
-            f"it pays for itself after at most {even.queries:,.0f} queries "
+            f"it pays for itself after at most {even.queries:,.0f} {queries} "
             f"(a search of {even.budget:.0f} reaches only {even.search_accuracy:.1%})"
         )
     return (
-        f"The student of generation {last}{'' if promoted else ' (not promoted)'}, answering at once, {verdict} "
-        f"generation {first} with a search of {budget}: "
-        f"{student.value:.1%} against {search.value:.1%} of {student.count} test problems "
+        f"The {'network' if board else 'student'} of generation {last}{'' if promoted else ' (not promoted)'}, "
+        f"{'playing' if board else 'answering'} at once, {verdict} generation {first} with a search of {budget}: "
+        f"{'it keeps the win in ' if board else ''}{student.value:.1%} against {search.value:.1%} of {student.count} "
+        f"test {'positions' if board else 'problems'} "
         f"(difference {100 * difference.value:+.1f} points, 95 % interval {100 * difference.low:+.1f} to "
         f"{100 * difference.high:+.1f}); the search and training cost {investment:.3g} FLOPs; {paid}."
     )

@@ -30,6 +30,7 @@ from flywheel.sections import (
     SeedLabels,
     Supervise,
     Train,
+    check_heads,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ class Params(Section):
                 f"take one of {others}" + (", or begin with --preset hex-5" if board else "")
             )
         if not board:
+            check_heads(self.model.hidden_size, self.model.heads, "model.")
             return self
         asked = {
             "reward.name": (self.reward.name, "exact"),

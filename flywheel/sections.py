@@ -124,11 +124,6 @@ class Model(Section):
     """From scratch, where a domain names no words of its own: size of the byte-pair vocabulary learned from its
     training problems."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        _check_heads(self.hidden_size, self.heads)
-        return self
-
 
 class Generate(Section):
     teacher: str = "champion"
@@ -360,7 +355,7 @@ class Supervise(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _check_heads(self.hidden_size, self.heads)
+        check_heads(self.hidden_size, self.heads)
         return self
 
 
@@ -433,6 +428,9 @@ class Execution(Section):
     """A command run when a generation fails; it finds FLYWHEEL_REGISTRY, _GENERATION and _ERROR in its environment."""
 
 
-def _check_heads(hidden_size: int, heads: int) -> None:
+def check_heads(hidden_size: int, heads: int, section: str = "") -> None:
+    """Raise ValueError where the width of a transformer is not made of heads."""
     if hidden_size % heads or (hidden_size // heads) % 2:
-        raise ValueError(f"hidden_size ({hidden_size}) must be heads ({heads}) times an even head size (rotary halves)")
+        raise ValueError(
+            f"{section}hidden_size ({hidden_size}) must be heads ({heads}) times an even head size (rotary halves)"
+        )

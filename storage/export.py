@@ -24,6 +24,7 @@ import yaml
 
 from flywheel import params as parameters
 from flywheel.errors import InputError
+from flywheel.problems import domain
 from flywheel.records import digest
 from storage import addresses, git
 from storage.layout import tag_name
@@ -92,6 +93,7 @@ def export(registry: Registry, address: str, out: Path, wanted: Wanted, force: b
     out = Path(os.path.realpath(out))
     _check_place(registry, out, force)
     source = _source(registry, resolved.generation, wanted.window)
+    domain.require_texts(source.params[resolved.generation].problems)
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
     try:
         tally = _write(source, wanted, draft)

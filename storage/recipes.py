@@ -98,6 +98,13 @@ def presets() -> list[str]:
     return [DEFAULT_PRESET, *sorted(found - {DEFAULT_PRESET})]
 
 
+def preset_for(preset: str, overrides: list[str]) -> str:
+    """The preset to begin with: who asks for Hex and names none means the one for Hex."""
+    if preset == DEFAULT_PRESET and "problems.domain=hex" in overrides:
+        return "hex-5"
+    return preset
+
+
 def recipe(preset: str, overrides: list[str]) -> Params:
     """The params that a new registry starts with: a preset with its overrides, files named by their absolute paths,
     since a registry's stages run in another folder. Raises InputError, ConfigError."""

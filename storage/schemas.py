@@ -303,6 +303,27 @@ MATCHES = _schema(
 """Games between players, both sides of each opening. `first` moves first from the empty board on; players are named
 `gen/7` (the network alone), `gen/7@64` (with that many simulations), `perfect`, `random`."""
 
+ANALYSES = _schema(
+    "analyses",
+    "problem_id",
+    [
+        _required("problem_id", _text),
+        _required("generation", _int),
+        _required("snapshot", _text),
+        _required("budget", _int),
+        _required("board", _text),
+        _required("mover", _int),
+        _required("prior", _policy),
+        _required("prior_value", _float),
+        _required("policy", _policy),
+        _required("value", _float),
+        _required("proven", _int),
+        _required("line", _text),
+    ],
+)
+"""Some test positions as the student sees them, alone (`prior`) and after a search: shares of the moves, values to the
+mover, whether the search proved it (1 won, -1 lost), and the line that it looked at most."""
+
 TABLES: dict[str, pa.Schema] = {
     "problems": PROBLEMS,
     "excluded": EXCLUDED,
@@ -324,7 +345,7 @@ SUPERVISION: dict[str, pa.Schema] = {
 }
 """Tables of generations with process supervision only."""
 
-BOARDS: dict[str, pa.Schema] = {"searched": SEARCHED, "targets": TARGETS, "matches": MATCHES}
+BOARDS: dict[str, pa.Schema] = {"searched": SEARCHED, "targets": TARGETS, "matches": MATCHES, "analyses": ANALYSES}
 """Tables of registries of a board game only."""
 
 

@@ -15,6 +15,7 @@ from flywheel.errors import InputError
 def play(
     model: Annotated[str, typer.Option("--model", "-m", help="Whom, e.g. gen/7; the champion if not given.")] = "",
     budget: Annotated[int, typer.Option("--budget", "-b", min=0, help="Simulations a move; 0: no search.")] = 64,
+    parallel: Annotated[int, typer.Option(min=1, help="Leaves looked at together: quicker for large budgets.")] = 1,
     side: Annotated[str, typer.Option(help="Yours: first (X, top to bottom) or second (O, left to right).")] = "first",
     seed: Annotated[int, typer.Option(help="For the noise of a search.")] = 0,
     registry: RegistryPath = DEFAULT_REGISTRY,
@@ -22,6 +23,7 @@ def play(
 ) -> None:  # fmt: skip
     """Play Hex against a snapshot in the terminal."""
     import tempfile
+    from dataclasses import replace
 
     from flows import board_players, playing
     from flywheel.models import board_net
@@ -46,7 +48,7 @@ def play(
             params.problems.size,
             params.problems.swap,
             board_net.evaluator(net),
-            networks.playing(params, budget) if budget else None,
+            replace(networks.playing(params, budget), parallel=parallel) if budget else None,
             0 if side == "first" else 1,
             seed,
             lambda prompt: input() if as_json else input(prompt),
@@ -79,3 +81,21 @@ def arena(
         return
     output.table([{name: output.cell(value) for name, value in row.items()} for row in result["pairs"]])
     output.table([{name: output.cell(value) for name, value in row.items()} for row in result["ratings"]])
+
+
+def strength(
+    registry: RegistryPath = DEFAULT_REGISTRY,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table, figure and page.")] = Path("strength"),
+    budget: Annotated[int, typer.Option(min=1, help="Simulations of generation 0's search.")] = 256,
+    openings: Annotated[int, typer.Option(min=1, help="Openings played from both sides, a generation.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Strength at Hex by generation against FLOPs and seconds, and when the weights have swallowed the first search."""
+    from flows import strength as study
+    from storage.registry import Registry
+
+    notes = output.console(stderr=True)
+    document = study.strength(
+        Registry.open(registry), out, budget, openings, lambda text: notes.print(text, highlight=False)
+    )
+    output.show(as_json, document, f"{study.page(document)}\nWrote {out}/README.md, strength.json and strength.svg.")

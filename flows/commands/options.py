@@ -20,7 +20,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a param; may be given again.")
 ]
 # Written out: to ask storage.recipes imports the params, which `--help` would wait for; a test compares.
-Preset = Annotated[str, typer.Option(help="A shipped recipe: countdown, countdown-4, gsm8k-smoke, smoke.")]
+Preset = Annotated[
+    str, typer.Option(help="A shipped recipe: countdown, countdown-4, gsm8k-smoke, hex-3, hex-5, hex-7, smoke.")
+]
 DEFAULT_REGISTRY = Path("registry")
 
 

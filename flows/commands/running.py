@@ -80,6 +80,7 @@ def make(registry: Path, preset: str, overrides: list[str]) -> Registry:
     from storage import recipes
     from storage.registry import Registry
 
+    preset = recipes.preset_for(preset, overrides)
     return Registry.init(registry, recipes.recipe(preset, overrides), recipes.recipe_text(), preset)
 
 

@@ -208,11 +208,14 @@ def evaluator(
 
 
 def _products(model: Perceptron) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    # Contiguous as they are multiplied.
-    intake, bias = model.intake.weight.detach().t().contiguous(), model.intake.bias.detach()
-    blocks = [(block.weight.detach().t().contiguous(), block.bias.detach()) for block in model.blocks]
-    scales = model.scales.detach().tolist()
-    heads, heads_bias = model.heads.weight.detach().t().contiguous(), model.heads.bias.detach()
+    held = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def layer(name: str) -> tuple[Tensor, Tensor]:
+        # Contiguous as it is multiplied.
+        return held[f"{name}.weight"].t().contiguous(), held[f"{name}.bias"]
+
+    (intake, bias), (heads, heads_bias) = layer("intake"), layer("heads")
+    blocks, scales = [layer(f"blocks.{number}") for number in range(len(model.blocks))], held["scales"].tolist()
 
     def run(views: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.addmm(bias, views.flatten(1), intake).relu_()

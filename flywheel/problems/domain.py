@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from flywheel import sections
+from flywheel.errors import InputError
 from flywheel.records import Problem, Split
 
 
@@ -66,8 +67,19 @@ class Domain(Protocol):
         """Texts from which a byte-pair vocabulary is learned, where there is no word list."""
 
 
+def require_texts(section: sections.Problems) -> None:
+    """Raise InputError for a game, of which what is about questions and answers knows nothing."""
+    if section.domain == "hex":
+        raise InputError(
+            "got a registry or preset of domain hex, expected one of questions and answers; "
+            "what a game's snapshots are worth is told by `flywheel arena` and `flywheel report`"
+        )
+
+
 def load(section: sections.Problems) -> Domain:
-    """The domain that a `problems` section describes."""
+    """The domain of questions and answers that a `problems` section describes. Raises InputError for a game, which is
+    `flywheel.problems.hex_positions`."""
+    require_texts(section)
     if section.domain == "countdown":
         from flywheel.problems.countdown import Countdown
 

@@ -35,7 +35,7 @@ from flywheel.search.players import NetworkPlayer, PerfectPlayer, Player, Random
 from flywheel.seeds import numbered_streams, stream
 from storage.layout import Layout
 from storage.rows import read_problems
-from storage.schemas import EVALUATIONS, MATCHES, OUTCOMES
+from storage.schemas import ANALYSES, EVALUATIONS, MATCHES, OUTCOMES
 from storage.tables import TableWriter, replace_folder, replace_text
 from tasks.boards import networks
 from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics
@@ -46,6 +46,8 @@ _SOURCES = (
 )  # fmt: skip
 _UNIT = 256
 """Positions a unit: they are searched together."""
+_SHOWN = 6
+"""Test positions that the report draws."""
 LARGEST_PERFECT = 5
 """The largest board on which the solver plays whole games at once."""
 PERFECT, RANDOM = "perfect", "random"
@@ -107,7 +109,9 @@ def finish(params: Params, layout: Layout) -> Report:
     facts = [work.facts(number) for number in range(len(units))]
     outcomes = [row for number in range(len(units)) for row in work.rows(number)]
     matches = [row for fact in facts for row in fact.get("matches", [])]
-    snapshot = networks.load(params, layout.student).snapshot
+    student = networks.load(params, layout.student)
+    snapshot = student.snapshot
+    shown = sorted(read_problems(layout.problems, ["test"]), key=lambda p: digest("shown", p.problem_id))[:_SHOWN]
     before = json.loads((layout.lineage / "champion.json").read_text(encoding="utf-8"))
     elo = rated(params, matches, before)
     evaluations = _positions(params, outcomes, snapshot) + _ratings(params, elo, snapshot)
@@ -115,6 +119,7 @@ def finish(params: Params, layout: Layout) -> Report:
     for folder, schema, rows in (
         ("outcomes", OUTCOMES, outcomes),
         ("matches", MATCHES, matches),
+        ("analyses", ANALYSES, analyse(params, student, sorted(shown, key=lambda p: p.problem_id))),
         ("evaluations", EVALUATIONS, evaluations),
     ):
         with TableWriter(new / folder, schema) as writer:
@@ -185,6 +190,35 @@ def _rows(
     ]
 
 
+def analyse(params: Params, net: BoardNet, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Rows of `analyses`: what the network says of some positions, and a search with the largest budget."""
+    games = games_of(problems, params.problems.size, params.problems.swap)
+    evaluate, budget = board_net.evaluator(net), params.evaluate.budgets[-1]
+    found = networks.playing(params, budget).search(games, evaluate, np.zeros(len(problems), np.uint64))
+    alone = evaluate(games.views().astype(np.float32))[1]
+    return [
+        {
+            "problem_id": problem.problem_id,
+            "generation": params.generation,
+            "snapshot": net.snapshot,
+            "budget": budget,
+            "board": problem.payload["board"],
+            "mover": int(games.movers[game]),
+            "prior": found.priors[game].tolist(),
+            "prior_value": float(alone[game]),
+            "policy": found.policies[game].tolist(),
+            "value": float(found.values[game]),
+            "proven": int(found.proven[game]),
+            "line": _moves([move for move in found.lines[game].tolist() if move >= 0], params.problems.size),
+        }
+        for game, problem in enumerate(problems)
+    ]
+
+
+def _moves(moves: Sequence[int], size: int) -> str:
+    return " ".join("swap" if move == size**2 else name_of(move, size) for move in moves)
+
+
 def play(params: Params, layout: Layout, pairing: Pairing) -> tuple[list[dict[str, Any]], Cost]:
     """Rows of `matches` of one pairing, and what they took."""
     openings = read_problems(layout.problems, ["train"])
@@ -198,7 +232,6 @@ def play(params: Params, layout: Layout, pairing: Pairing) -> tuple[list[dict[st
 
 def match_row(generation: int, opening: Problem, game: Game, size: int) -> dict[str, Any]:
     """A game as a row of `matches`."""
-    moves = " ".join("swap" if move == size**2 else name_of(move, size) for move in game.moves)
     return {
         "match_id": digest("match", generation, opening.problem_id, game.first, game.second),
         "generation": generation,
@@ -207,7 +240,7 @@ def match_row(generation: int, opening: Problem, game: Game, size: int) -> dict[
         "second": game.second,
         "winner": game.winner,
         "plies": game.plies,
-        "moves": moves,
+        "moves": _moves(game.moves, size),
         "forfeit": game.forfeit,
     }
 

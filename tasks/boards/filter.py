@@ -126,7 +126,8 @@ class _Batch:
         self.movers = rows.column("mover").to_numpy()
         self.surprises = rows.column("surprise").to_numpy()
         policies = rows.column("policy").flatten().to_numpy(zero_copy_only=False)
-        self.policies: npt.NDArray[np.float32] = policies.reshape(len(self.names), -1).copy()
+        actions = size**2 + params.problems.swap
+        self.policies: npt.NDArray[np.float32] = policies.reshape(len(self.names), actions).copy()
         self.games = [games[name] for name in self.names]
         winners = np.array([FIRST if game["answer"] == "X" else SECOND for game in self.games])
         outcomes = np.where(winners == self.movers, 1.0, -1.0)

@@ -57,6 +57,8 @@ def searching(params: Params) -> TreeSearch:
         considered=section.considered,
         exploration=section.exploration,
         noise_share=section.noise_share,
+        batch=_batch(params),
+        threads=threads(params.execution),
     )
 
 
@@ -70,7 +72,14 @@ def playing(params: Params, budget: int) -> TreeSearch:
         gumbel_scale=0.0,
         exploration=section.exploration,
         noise_share=0.0,
+        batch=_batch(params),
+        threads=threads(params.execution),
     )
+
+
+def _batch(params: Params) -> int | None:
+    """Trees searched side by side: as many as a processor's cache holds; all of them where a GPU is asked."""
+    return 256 if device_for(params.execution.device) == "cpu" else None
 
 
 def solver_snapshot() -> str:

@@ -47,17 +47,22 @@ def recipe(**changes: dict[str, Any]) -> Params:
 
 @pytest.fixture
 def board(tmp_path: Path) -> Layout:
+    return laid_out(tmp_path / "registry", recipe())
+
+
+def laid_out(root: Path, settings: Params) -> Layout:
     """A folder laid out for generation 1, with problems and a parent."""
-    made = Layout(tmp_path / "registry")
-    snapshot = train.make_base(recipe(), made.parent)
+    made = Layout(root)
+    snapshot = train.make_base(settings, made.parent)
     made.lineage.mkdir()
     teacher = {"kind": "champion", "source": None, "snapshot": snapshot, "generation": 0}
-    champion = {"generation": 0, "snapshot": snapshot, "valid_greedy": {}, "metrics": {"valid": None}}
+    metrics = {"valid": None, "elo": {"greedy": {"value": 0.0}}}
+    champion = {"generation": 0, "snapshot": snapshot, "valid_greedy": {}, "metrics": metrics}
     for name, document in (
         ("teacher", teacher), ("champion", champion), ("tried", {"generations": []}), ("window", {"generations": []}),
     ):  # fmt: skip
         (made.lineage / f"{name}.json").write_text(json.dumps(document))
-    problems.run(recipe(), made)
+    problems.run(settings, made)
     return made
 
 
@@ -305,6 +310,29 @@ def test_matches_are_played_from_both_sides_by_the_rules(evaluated: tuple[Layout
     assert set(metrics["elo"]) == {"greedy", "search@8", "random"}
     perfect = [row for row in rows if "perfect" in (row["first"], row["second"])]
     assert sum(row["winner"] == "perfect" for row in perfect) * 2 >= len(perfect), "nobody is better than perfect"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"problems": {"swap": True}, "filter": {"relabel": 5}},
+        {"model": {"network": "conv", "hidden_size": 4}, "train": {"ema": 0.9}},
+        {"generate": {"searcher": "puct"}, "train": {"start": "base"}},
+    ],
+    ids=["swap", "conv", "puct"],
+)
+def test_the_other_rules_networks_and_searches_go_all_the_way(tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = recipe(**changes)
+    board = laid_out(tmp_path / "registry", settings)
+    for stage in (generate, filter, train, evaluate):
+        stage.run(settings, board)
+    metrics = json.loads(board.metrics.read_text())
+    assert metrics["test"]["search@8"]["count"] == 40
+    assert set(metrics["elo"]) == {"greedy", "search@8", "random"}
+    swaps = [game for game in read_rows(board.attempts, ATTEMPTS) if "swap" in game["steps"]]
+    assert bool(swaps) == settings.problems.swap
+    shape = board_net.load(board.student).shape
+    assert (shape.network, shape.swap) == (settings.model.network, settings.problems.swap)
 
 
 def test_a_gate_keeps_out_a_student_who_does_not_win_enough(board: Layout) -> None:
