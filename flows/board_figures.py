@@ -15,7 +15,7 @@ from flywheel.problems.hex import name_of
 
 _RADIUS = 18.0
 _WIDTH = _RADIUS * math.sqrt(3.0)
-_MARGIN = 16.0
+_MARGIN = 20.0
 
 
 def board(text: str, shares: Sequence[float], winning: set[int], title: str) -> str:
@@ -45,9 +45,9 @@ def board(text: str, shares: Sequence[float], winning: set[int], title: str) -> 
             )
     for line in range(size):
         x, y = _centre(line, size)
-        parts.append(_words(x - _WIDTH / 4, y - _RADIUS - 5, name_of(line, size)[0], 9.5))
+        parts.append(_words(x - _WIDTH / 4, y - _RADIUS - 11, name_of(line, size)[0], 9.5))
         x, y = _centre(line * size, size)
-        parts.append(_words(x - _WIDTH / 2 - 9, y + 3, str(line + 1), 9.5))
+        parts.append(_words(x - _WIDTH / 2 - 13, y + 3, str(line + 1), 9.5))
     right, bottom = _centre(size * size - 1, size)
     view = f"{-_MARGIN:.0f} {-_MARGIN:.0f} {right + _WIDTH / 2 + 2 * _MARGIN:.0f} {bottom + _RADIUS + 2 * _MARGIN:.0f}"
     return (

@@ -73,6 +73,7 @@ def strength(opened: Registry, out: Path, budget: int, openings: int, say: Calla
         "registry": {name: getattr(params, name).model_dump(mode="json") for name in ("problems", "model", "generate")},
         "learning": {name: getattr(params, name).model_dump(mode="json") for name in ("filter", "train", "evaluate")},
         "seed": params.seed,
+        "threads": params.execution.threads,
         "budget": searched,
         "old_budget": budget,
         "swallowed": None if begun is None else rows[begun]["generation"],
@@ -164,6 +165,7 @@ def page(document: dict[str, Any]) -> str:
     problems, old = document["registry"]["problems"], document["old_budget"]
     count, last = document["rows"][-1]["alone"]["count"], document["rows"][-1]
     size = problems["size"]
+    threads = f" --set execution.threads={document['threads']}" if document["threads"] else ""
     swallowed = document["swallowed"]
     search = f"{document['budget']} simulations"
     lines = [
@@ -202,8 +204,8 @@ def page(document: dict[str, Any]) -> str:
         f"positions, alone in {1 - last['alone']['value']:.1%}. Who plays perfectly wins half of the games against "
         "perfect play.",
         "",
-        f"Rerun it: `flywheel run --preset hex-{size} -n {last['generation']}` and `flywheel strength`. With equal "
-        "package versions, instruction set and threads the numbers but the seconds are the same to the last digit.",
+        f"Rerun it: `flywheel run --preset hex-{size} -n {last['generation']}{threads}` and `flywheel strength`. With "
+        "equal package versions, instruction set and threads all but the seconds is the same to the last digit.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -224,9 +224,9 @@ def _keep(tree, row, leaf, mirrored, logits, values, place):
 
 
 _TINY = np.float32(1e-37)
-"""The least prior of a legal move: one that the network thinks nothing of is still a move."""
+"""About the least prior of a legal move: one that the network thinks nothing of is still a move."""
 # Of 32 bits, as a number that is written out has 64 and would make all of them slower.
-_FLOOR, _MASKED, _LEAST = np.float32(LOW), np.float32(LOW / 4), np.float32(-85.0)
+_FLOOR, _MASKED, _LEAST = np.float32(LOW), np.float32(LOW / 4), np.float32(-80.0)
 _NOUGHT, _HALF, _UNIT, _BIAS, _FRACTION = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.int32(127), np.int32(23)
 _TO_BINARY, _LN2, _LN2_REST = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _C7, _C6, _C5 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
@@ -237,7 +237,7 @@ _LONG_SIGN, _LONG_MAGNITUDE = np.int64(63), np.int64(0x7FFFFFFFFFFFFFFF)
 
 @njit(**_PART)
 def _exp(x):
-    """exp of -85 to 0, to 1e-7 of itself: several at once, which the C library's is not (after Cephes, expf)."""
+    """exp of -80 to 0, to 1e-7 of itself: several at once, which the C library's is not (after Cephes, expf)."""
     doublings = np.floor(x * _TO_BINARY + _HALF)
     x = x - doublings * _LN2 - doublings * _LN2_REST
     power = ((((_C7 * x + _C6) * x + _C5) * x + _C4) * x + _C3) * x + _C2
@@ -289,8 +289,7 @@ def _open(tree, row, node):
         total += prior
     share = _UNIT / total
     for action in range(actions):
-        prior = priors[row, node, action]
-        priors[row, node, action] = max(prior * share, _TINY) if prior > _NOUGHT else _NOUGHT
+        priors[row, node, action] *= share
 
 
 @njit(**_LOOSE)
@@ -566,10 +565,7 @@ def _ascend(tree, row, slot, rule):
     news, value = leaf.proven, np.float64(leaf.raw)
     for level in range(depth, -1, -1):
         here = tree.nodes[row, tree.paths[row, slot, level]]
-        if level < depth and here.proven != 0:
-            # By another simulation meanwhile, which has told those above.
-            news = 0
-        elif level < depth and news != 0:
+        if level < depth and news != 0:
             # A move that wins proves the node; one that loses may be its last.
             news = 1 if news < 0 else _all_lose(tree, row, tree.paths[row, slot, level])
             here.proven = news

@@ -186,12 +186,13 @@ def slow(games: Games, search: TreeSearch, simulations: int, noise: npt.NDArray[
         # Values that weigh little or much beside priors and noise.
         (4, 5, 80, 6, {"value_scale": 0.03, "visit_offset": 1.0, "exploration": 0.3}),
         (5, 4, 60, 5, {"value_scale": 0.3, "visit_offset": 4.0, "exploration": 4.0}),
+        (5, 2, 60, 8, {"value_scale": 1.0, "visit_offset": 0.0}), (5, 3, 8, 4, {"value_scale": 0.02}),
     ],
 )  # fmt: skip
 def test_every_tree_is_that_of_an_independent_search(
     size: int, plies: int, simulations: int, considered: int, weights: dict[str, float], root: Any, solve: bool
 ) -> None:
-    games = positions(size, 12, plies)
+    games = positions(size, max(12, 640 // simulations), plies)
     search = TreeSearch(simulations, root, considered, solve=solve, **weights)
     found = search.search(games, network, keys(len(games)))
     noise = search._noise(games, keys(len(games)))
