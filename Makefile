@@ -35,6 +35,7 @@ benchmark: setup ## Speed against peers, in pairs
 	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/trainer.py
 	$(BIN)/python benchmarks/bookkeeping.py
+	$(BIN)/python benchmarks/board_net.py
 
 clean: ## Remove what can be made again (never the registry)
 	rm -rf $(VENV) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

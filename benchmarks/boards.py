@@ -146,14 +146,16 @@ def held(size: int, games: int, simulations: int) -> dict[str, int]:
 
 
 def threads(setting: Setting) -> Report:
-    """The whole search by one thread and by two, the network included; and what two threads bring at that moment to
-    work that shares nothing, which is less than 2 on a machine that others use."""
+    """The whole search, network included, by one thread and by two, in two batches either way; and what two threads
+    bring at that moment to work that shares nothing, which is less than 2 on a machine that others use."""
     games, layers = our_games(setting["size"], setting["games"]), weights(setting["size"], setting["width"])
     keys = np.arange(len(games), dtype=np.uint64)
     seconds: dict[str, list[float]] = {"search 1": [], "search 2": [], "hash 1": [], "hash 2": []}
 
     def search(count: int) -> None:
-        our_search(setting["simulations"], threads=count).search(games, Network(layers), keys)
+        our_search(setting["simulations"], batch=-(-len(games) // 2), threads=count).search(
+            games, Network(layers), keys
+        )
 
     def hashes(count: int) -> None:
         with ThreadPoolExecutor(count) as pool:

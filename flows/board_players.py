@@ -60,13 +60,21 @@ def network(opened: Registry, params: Params, generation: int, scratch: Path) ->
 def _player(opened: Registry, params: Params, name: str, scratch: Path) -> Player:
     from flywheel.models import board_net
     from flywheel.search.players import NetworkPlayer, PerfectPlayer, RandomPlayer, SearchPlayer
-    from tasks.boards import networks
+    from tasks.boards import matches, networks
 
     if name == "random":
         return RandomPlayer()
     if name == "perfect":
+        if not matches.plays_perfectly(params):
+            raise InputError(
+                f"got player perfect on {params.problems.size}x{params.problems.size}"
+                f"{' with' if params.problems.swap else ' without'} the swap rule; perfect play is known up to "
+                f"{matches.LARGEST_PERFECT}x{matches.LARGEST_PERFECT} without it"
+            )
         return PerfectPlayer(params.problems.size)
     if name.startswith("gtp:"):
+        if params.problems.swap:
+            raise InputError(f"got player {name!r} with the swap rule, which GTP has no word for; name another")
         from flywheel.search.gtp import Engine
 
         engine = Engine(name.removeprefix("gtp:"), params.problems.size, name)

@@ -167,19 +167,24 @@ def _position(row: Row) -> Row:
     winning = {cell_of(name, size) for name in (row["reference"] or "").split()}
     mover = "X" if row["mover"] == 0 else "O"
 
-    def seen(shares: list[float], value: float, words: str) -> Row:
-        best = max(range(size * size), key=lambda cell: shares[cell])
+    def seen(shares: list[float], value: float, words: str, best: int) -> Row:
         kept = "keeps the win" if best in winning else "loses it"
         return {
             "svg": Markup(board(row["board"], shares, winning, f"{words}, {mover} to move: {row['board']}")),
             "words": f"{words}: {name_of(best, size)} {kept}; it expects {value:+.2f}",
         }
 
+    liked = max(range(size * size), key=lambda cell: row["prior"][cell])
     known = {1: ", a proven win", -1: ", a proven loss", 0: ""}[row["proven"]]
     return {
         "title": f"{mover} to move, {size * size - row['board'].count('.')} stones",
-        "alone": seen(row["prior"], row["prior_value"], "The network alone"),
-        "search": seen(row["policy"], row["value"], f"With {row['budget']} simulations{known}"),
+        "alone": seen(row["prior"], row["prior_value"], "The network alone", liked),
+        "search": seen(
+            row["policy"],
+            row["value"],
+            f"With {row['budget']} simulations{known}",
+            cell_of(row["line"].split()[0], size),
+        ),
         "line": row["line"],
     }
 

@@ -10,7 +10,6 @@ import numpy as np
 from flywheel.errors import InputError
 from flywheel.problems.hex import FIRST, NOBODY, Games, cell_of, name_of
 from flywheel.search.board_tree import TreeSearch
-from flywheel.seeds import stream
 
 HELP = "a cell such as b2; `swap` where that is a rule, as the first answer; `back` takes your last move back; `quit`"
 
@@ -21,7 +20,6 @@ def play(
     evaluate: Any,
     search: TreeSearch | None,
     person: int,
-    seed: int,
     ask: Callable[[str], str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -45,12 +43,12 @@ def play(
                 continue
             try:
                 move = _read(line, games)
-                games.play([move])
             except InputError as error:
-                say(f"{str(error).splitlines()[0]}: enter {HELP}")
+                say(f"{error}; enter {HELP}")
                 continue
+            games.play([move])
         else:
-            move, words = _answer(games, evaluate, search, stream(seed, "play", len(moves)))
+            move, words = _answer(games, evaluate, search)
             games.play([move])
             say(f"the model plays {_named(move, size)}{words}")
         moves.append(move)
@@ -61,10 +59,10 @@ def play(
     return {"winner": who, "moves": [_named(move, size) for move in moves], "board": games.text(0)}
 
 
-def _answer(games: Games, evaluate: Any, search: TreeSearch | None, key: int) -> tuple[int, str]:
+def _answer(games: Games, evaluate: Any, search: TreeSearch | None) -> tuple[int, str]:
     from flywheel.search.players import NetworkPlayer
 
-    keys = np.array([key], np.uint64)
+    keys = np.zeros(1, np.uint64)  # One who plays to win makes no noise.
     if search is None:
         return int(NetworkPlayer("model", evaluate, 0.0).choose(games, keys)[0]), ""
     found = search.search(games, evaluate, keys)
@@ -74,9 +72,15 @@ def _answer(games: Games, evaluate: Any, search: TreeSearch | None, key: int) ->
 
 
 def _read(line: str, games: Games) -> int:
-    if line == "swap" and games.swap:
+    """A legal move. Raises InputError."""
+    if line == "swap":
+        if not games.swap or games.plies[0] != 1:
+            raise InputError("got swap, which is allowed as the first answer where it is a rule")
         return games.size**2
-    return cell_of(line, games.size)
+    cell = cell_of(line, games.size)
+    if games.boards[0, cell] != 0:
+        raise InputError(f"{line} is taken")
+    return cell
 
 
 def _named(move: int, size: int) -> str:

@@ -15,8 +15,10 @@ from flows import board_players
 from flywheel.errors import InputError
 from flywheel.evaluation import arena, intervals
 from flywheel.evaluation.intervals import Interval
+from flywheel.params import Params
 from flywheel.problems.hex_positions import games_of
 from flywheel.seeds import stream
+from storage import recipes
 from storage.history import history
 from storage.ledger import INVESTED
 from storage.rows import read_problems
@@ -34,15 +36,20 @@ def strength(opened: Registry, out: Path, budget: int, openings: int, say: Calla
     """Write README.md, strength.json and strength.svg to `out`; the document of the second. `budget`: simulations of
     generation 0's search. Raises InputError for a registry without a generation that learned."""
     params = board_players.recipe_of(opened)
-    line = [row for row in history(opened) if row["status"] != "abandoned"]
+    everything = history(opened)
+    line = [row for row in everything if row["status"] != "abandoned"]
     if len(line) < 2:
         raise InputError(f"{opened.root} has no generation that learned; `flywheel run` makes one")
-    searched = params.evaluate.match_budget
-    if searched not in params.evaluate.budgets:
-        searched = params.evaluate.budgets[-1]
+    common = set.intersection(*(set(row["metrics"]["test"]) for row in line)) - {"greedy"}
+    if not common:
+        raise InputError(
+            f"the generations of {opened.root} share no budget (evaluate.budgets), so that none compares them"
+        )
+    # The matches' own, where all were measured at it, else the largest.
+    searched = max((int(key.partition("@")[2]) for key in common), key=lambda n: (n == params.evaluate.match_budget, n))
     rows: list[dict[str, Any]] = []
     flops = seconds = elapsed = 0.0
-    for row in line:
+    for row in everything:
         number = row["generation"]
         taken = {
             held["stage"]: float(held["seconds"])
@@ -50,9 +57,14 @@ def strength(opened: Registry, out: Path, budget: int, openings: int, say: Calla
                 opened, f"SELECT stage, sum(seconds) AS seconds FROM ledger WHERE generation = {number} GROUP BY 1"
             ).rows
         }
+        # To the ledger's own digits: DuckDB adds in no fixed order.
+        taken = {stage: round(held, 3) for stage, held in taken.items()}
         flops += sum(row["stages"].get(stage, 0.0) for stage in INVESTED)
         seconds += sum(taken.get(stage, 0.0) for stage in _WORK)
         elapsed += sum(taken.values())
+        # What was rolled back was paid for all the same.
+        if row["status"] == "abandoned":
+            continue
         test = row["metrics"]["test"]
         say(f"gen/{number} alone against gen/0@{budget}: {2 * openings} games")
         rows.append(
@@ -64,7 +76,7 @@ def strength(opened: Registry, out: Path, budget: int, openings: int, say: Calla
                 "alone": test["greedy"],
                 "search": test[f"search@{searched}"],
                 "elo": {key: entry["value"] for key, entry in row["metrics"]["elo"].items() if key != "random"},
-                "against_perfect": _against_perfect(opened, number, params.evaluate.match_budget),
+                "against_perfect": _against_perfect(opened, number),
                 "against_old_search": _against(opened, number, budget, openings).as_dict(),
             }
         )
@@ -73,7 +85,7 @@ def strength(opened: Registry, out: Path, budget: int, openings: int, say: Calla
         "registry": {name: getattr(params, name).model_dump(mode="json") for name in ("problems", "model", "generate")},
         "learning": {name: getattr(params, name).model_dump(mode="json") for name in ("filter", "train", "evaluate")},
         "seed": params.seed,
-        "threads": params.execution.threads,
+        "recipe": _recipe(opened, params),
         "budget": searched,
         "old_budget": budget,
         "swallowed": None if begun is None else rows[begun]["generation"],
@@ -86,20 +98,19 @@ def strength(opened: Registry, out: Path, budget: int, openings: int, say: Calla
     return document
 
 
-def _against_perfect(opened: Registry, generation: int, budget: int) -> dict[str, Any] | None:
+def _against_perfect(opened: Registry, generation: int) -> dict[str, Any] | None:
     """The share of games that the generation's searching network won against perfect play, both sides of each opening;
     None where nobody plays perfectly."""
-    name = f"gen/{generation}@{budget}"
     games = list(
         query(
             opened,
             f"SELECT problem_id, winner FROM matches WHERE generation = {generation} AND 'perfect' IN (first, second)"
-            f" AND '{name}' IN (first, second) ORDER BY match_id",
+            f" AND (first LIKE 'gen/{generation}@%' OR second LIKE 'gen/{generation}@%') ORDER BY match_id",
         ).rows
     )
     if not games:
         return None
-    won = [float(game["winner"] == name) for game in games]
+    won = [float(game["winner"] != "perfect") for game in games]
     return intervals.share(won, [game["problem_id"] for game in games]).as_dict()
 
 
@@ -119,6 +130,21 @@ def _begun(shares: list[dict[str, Any]]) -> int | None:
     """From which row on all shares are above a half, their intervals included."""
     above = [share["low"] > 0.5 for share in shares]
     return next((place for place in range(len(above)) if all(above[place:])), None)
+
+
+def _recipe(opened: Registry, params: Params) -> str:
+    """The preset that the registry was made with, and what is set otherwise."""
+    preset = json.loads(opened.layout.marker.read_text(encoding="utf-8"))["preset"]
+    own, shipped = params.model_dump(mode="json"), recipes.recipe(preset, []).model_dump(mode="json")
+    changes = [
+        f" --set {section}.{key}={json.dumps(value)}"
+        for section, values in own.items()
+        if isinstance(values, dict) and section != "campaign"
+        for key, value in values.items()
+        if value != shipped[section][key]
+    ]
+    seed = f" --set seed={params.seed}" if params.seed else ""
+    return f"--preset {preset}{seed}{''.join(changes)}"
 
 
 def _parameters(opened: Registry) -> int:
@@ -165,7 +191,6 @@ def page(document: dict[str, Any]) -> str:
     problems, old = document["registry"]["problems"], document["old_budget"]
     count, last = document["rows"][-1]["alone"]["count"], document["rows"][-1]
     size = problems["size"]
-    threads = f" --set execution.threads={document['threads']}" if document["threads"] else ""
     swallowed = document["swallowed"]
     search = f"{document['budget']} simulations"
     lines = [
@@ -204,7 +229,7 @@ def page(document: dict[str, Any]) -> str:
         f"positions, alone in {1 - last['alone']['value']:.1%}. Who plays perfectly wins half of the games against "
         "perfect play.",
         "",
-        f"Rerun it: `flywheel run --preset hex-{size} -n {last['generation']}{threads}` and `flywheel strength`. With "
+        f"Rerun it: `flywheel run {document['recipe']} -n {last['generation']}` and `flywheel strength`. With "
         "equal package versions, instruction set and threads all but the seconds is the same to the last digit.",
     ]
     return "\n".join(lines) + "\n"

@@ -81,6 +81,10 @@ class Params(Section):
             "train.preference": (self.train.preference, "none"),
             "supervise.enabled": (self.supervise.enabled, False),
             "generate.solved_share": (self.generate.solved_share, None),
+            "generate.max_flops": (self.generate.max_flops, None),
+            "filter.per_problem": (self.filter.per_problem, None),
+            "filter.pass_rate": (self.filter.pass_rate, None),
+            "train.seed_share": (self.train.seed_share, None),
         }
         wrong = [f"{name}: got {got!r}, expected {wanted!r}" for name, (got, wanted) in asked.items() if got != wanted]
         if wrong:

@@ -177,8 +177,8 @@ class Generate(Section):
     """At most this share of them were solved in an earlier generation, the others were not: unsolved ones are tried
     again, solved ones retire. null draws without looking."""
     unit: PositiveInt = 50
-    """Problems a batch unit: they are padded and sampled together, so this is part of the recipe. Hex: all games of
-    so many openings are searched at once."""
+    """Problems a batch unit: they are padded and sampled together, so this is part of the recipe. Hex: the games
+    of so many openings are played side by side."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -151,6 +151,8 @@ def _not_promoted(lineage: dict[str, Any], metrics: dict[str, Any]) -> str | Non
     champion = lineage["champion"]
     if champion["promoted"]:
         return None
+    if "elo" in metrics:  # of a game, where matches decide
+        return f"not promoted: {metrics['champion']['reason']}"
     difference = (metrics.get("champion") or {}).get("difference") or {}
     by = f" by {-difference['value']:.3f}" if isinstance(difference.get("value"), float) else ""
     return f"not promoted: worse{by} on valid than {tag_name(champion['generation'])}"

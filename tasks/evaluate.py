@@ -26,7 +26,6 @@ from storage.rows import read_problems
 from storage.schemas import EVALUATIONS, OUTCOMES
 from storage.tables import TableWriter, replace_folder, replace_text
 from tasks import models
-from tasks.boards import evaluate as boards
 from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, main, my_units, numerics
 
 _SOURCES = (
@@ -41,6 +40,8 @@ _UNIT = 32
 def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Hooks = Hooks()) -> Report:  # noqa: B008
     """Do one shard's units, those that are not done yet."""
     if params.problems.domain == "hex":
+        from tasks.boards import evaluate as boards
+
         return boards.run_shard(params, layout, shard, shards, hooks)
     units, work = _open(params, layout)
     mine = my_units(len(units), shard, shards)
@@ -73,6 +74,8 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
 def finish(params: Params, layout: Layout) -> Report:
     """Sum up: the tables `outcomes` and `evaluations`, and metrics.json with the champion decision."""
     if params.problems.domain == "hex":
+        from tasks.boards import evaluate as boards
+
         return boards.finish(params, layout)
     start = time.monotonic()
     units, work = _open(params, layout)

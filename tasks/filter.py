@@ -23,7 +23,6 @@ from storage.rows import label_row, parent_rows
 from storage.schemas import ATTEMPTS, LABEL_PARENTS, LABELS, PROBLEMS, REJECTED
 from storage.tables import TableWriter, read_batches, replace_folder
 from tasks import models
-from tasks.boards import filter as boards
 from tasks.stage import Hooks, Report, Stamp, fingerprint, main
 
 _SOURCES = (
@@ -41,6 +40,8 @@ _COLUMNS = [
 def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # noqa: B008 (frozen)
     """Write the tables `labels`, `label_parents` and `rejected` of this generation."""
     if params.problems.domain == "hex":
+        from tasks.boards import filter as boards
+
         return boards.run(params, layout, hooks)
     section, generation = params.filter, params.generation
     target = layout.labels(generation)

@@ -27,8 +27,6 @@ from storage.rows import attempt_rows
 from storage.schemas import ATTEMPTS
 from storage.tables import TableWriter, replace_folder
 from tasks import models
-from tasks.boards import generate as self_play
-from tasks.boards import networks
 from tasks.curriculum import chosen
 from tasks.stage import (
     Hooks,
@@ -63,6 +61,8 @@ _SOURCES = (
 def solver_snapshot(params: Params) -> str:
     """What stands for a model where the domain's own solver made the labels."""
     if params.problems.domain == "hex":
+        from tasks.boards import networks
+
         return networks.solver_snapshot()
     domain = models.domain_of(params.problems)
     return digest("solver", domain.name, domain.version)
@@ -78,6 +78,8 @@ def check(params: Params) -> None:
 def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Hooks = Hooks()) -> Report:  # noqa: B008
     """Do one shard's units, those that are not done yet."""
     if params.problems.domain == "hex":
+        from tasks.boards import generate as self_play
+
         return self_play.run_shard(params, layout, shard, shards, hooks)
     units, work = _open(params, layout)
     if params.generation > 0 and params.reward.by_own_model:
@@ -122,6 +124,8 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
 def finish(params: Params, layout: Layout) -> Report:
     """Join the units, in their order, into the table `attempts`; its parts do not depend on how shards were cut."""
     if params.problems.domain == "hex":
+        from tasks.boards import generate as self_play
+
         return self_play.finish(params, layout)
     start = time.monotonic()
     units, work = _open(params, layout)

@@ -12,7 +12,7 @@ from typing import Any
 
 from flywheel import sections
 from flywheel.errors import ConfigError, ModelError
-from flywheel.models import board_net, language
+from flywheel.models import language
 from flywheel.models.checkpoints import weights_digest
 from flywheel.models.language import LanguageModel
 from flywheel.models.sampler import TextSampler
@@ -55,6 +55,8 @@ def load_teacher(params: Params, layout: Layout) -> Sampler:
 def identify_teacher(params: Params) -> tuple[str, bool]:
     """(snapshot, whether it was verified by its weights) of a `generate.teacher` from outside."""
     if params.problems.domain == "hex":
+        from flywheel.models import board_net
+
         folder = Path(params.generate.teacher)
         board_net.require(
             board_net.shape_of(folder), params.problems.size, params.problems.swap, params.generate.teacher

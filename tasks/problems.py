@@ -9,7 +9,7 @@ from typing import Any
 from flywheel.errors import ConfigError
 from flywheel.params import Params, Problems
 from flywheel.problems import domain as domains
-from flywheel.problems import hex_positions, reading
+from flywheel.problems import reading
 from flywheel.problems.collection import Excluded
 from flywheel.problems.domain import Domain
 from flywheel.problems.file import FileDomain
@@ -65,6 +65,9 @@ def _found(section: Problems, domain: Domain | None) -> dict[Split, list[Problem
     wanted: dict[Split, int] = {"train": section.train, "valid": section.valid, "test": section.test}
     if domain is not None:
         return {split: domain.problems(split, count) for split, count in wanted.items()}
+    # Not for texts: its solver is compiled.
+    from flywheel.problems import hex_positions
+
     counts = (section.train, section.valid, section.test)
     positions = hex_positions.load(section.size, section.swap, section.shares, counts)
     return {split: [problem for problem in positions if problem.split == split] for split in wanted}

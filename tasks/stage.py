@@ -29,7 +29,7 @@ from flywheel.records import digest
 from storage.layout import Layout
 from storage.tables import file_md5, replace_text
 
-_VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+_VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "numba", "pyarrow")
 
 
 def _nothing(*_: Any) -> None:

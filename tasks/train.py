@@ -28,7 +28,6 @@ from storage.layout import Layout
 from storage.schemas import SNAPSHOTS, TRAINED_ON
 from storage.tables import TableWriter, replace_folder
 from tasks import models
-from tasks.boards import train as boards
 from tasks.stage import Hooks, Report, Stamp, fingerprint, main, numerics, use_threads
 from tasks.window import Window, preferences, read_window, valid_examples
 
@@ -43,6 +42,8 @@ _SOURCES = (
 def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # noqa: B008 (frozen)
     """Write the model folder `student` and the tables `snapshots` and `trained_on`."""
     if params.problems.domain == "hex":
+        from tasks.boards import train as boards
+
         return boards.run(params, layout, hooks)
     generation = params.generation
     start_from_base = params.train.start == "base" and generation > 0
@@ -176,6 +177,8 @@ def _start_model(params: Params, layout: Layout, from_base: bool) -> LanguageMod
 def make_base(params: Params, folder: Path) -> str:
     """Generation 0's base model in `folder`; returns its snapshot digest."""
     if params.problems.domain == "hex":
+        from tasks.boards import train as boards
+
         return boards.make_base(params, folder)
     domain = models.domain_of(params.problems)
     return language.create(params.model, domain.vocabulary(), domain.corpus(), stream(params.seed, "base"), folder)

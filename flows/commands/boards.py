@@ -1,4 +1,4 @@
-"""Playing the game a registry is about: play, arena."""
+"""Playing the game a registry is about, and what came of it: play, arena, strength."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ def play(
     budget: Annotated[int, typer.Option("--budget", "-b", min=0, help="Simulations a move; 0: no search.")] = 64,
     parallel: Annotated[int, typer.Option(min=1, help="Leaves looked at together: quicker for large budgets.")] = 1,
     side: Annotated[str, typer.Option(help="Yours: first (X, top to bottom) or second (O, left to right).")] = "first",
-    seed: Annotated[int, typer.Option(help="For the noise of a search.")] = 0,
     registry: RegistryPath = DEFAULT_REGISTRY,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -50,7 +49,6 @@ def play(
             board_net.evaluator(net),
             replace(networks.playing(params, budget), parallel=parallel) if budget else None,
             0 if side == "first" else 1,
-            seed,
             lambda prompt: input() if as_json else input(prompt),
             lambda text: typer.echo(text, err=as_json),
         )

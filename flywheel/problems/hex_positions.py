@@ -3,8 +3,9 @@
 Training problems are the board as it is after none, one or two moves. Valid and test problems are positions that the
 mover wins with some moves and loses with others, by the exact solver, of games between players of mixed strength: each
 player of a game makes a random move with a chance of its own, drawn from 0 to 1, and otherwise one that a heuristic
-likes. They come after the openings, and those of half a turn are one: which split a position falls into is decided by
-its canonical form. The problems are the same for every run's seed, so that runs can be compared.
+likes. They come after the openings, and positions that look the same to their movers, half a turn apart or not, are
+one: which split a position falls into is decided by its canonical form. The problems are the same for every run's seed,
+so that runs can be compared.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel.errors import ConfigError
-from flywheel.problems.hex import NOBODY, Games, cell_of, name_of, parse
+from flywheel.problems.hex import FIRST, NOBODY, SECOND, Games, cell_of, name_of, parse
 from flywheel.problems.hex_solver import LOSES, UNKNOWN, WINS, Solver, promising
 from flywheel.records import Problem, Split, digest
 from flywheel.seeds import generator
@@ -25,6 +26,7 @@ OPENING_PLIES = 2
 _GAMES = 256
 """Games that positions are drawn from at a time."""
 _MOST_ROUNDS = 200
+_EXCHANGED = str.maketrans("XO", "OX")
 _LIMITS = {3: 200_000, 4: 200_000, 5: 200_000, 6: 20_000, 7: 2_000, 8: 1_000}
 """Positions that the solver may look at to know one's value, by size; what it does not decide is left out, which on
 the larger boards are the early ones."""
@@ -51,10 +53,10 @@ class HexPositions:
             found = self._positions(split, count)
         return sorted(found, key=lambda problem: problem.problem_id)
 
-    def split_of(self, text: str) -> Split:
+    def split_of(self, form: str) -> Split:
         """Which of valid and test a position belongs to, by hash of its canonical form."""
         _, valid, test = self.shares
-        where = int(digest("hex", "position", canonical(text))[:12], 16) / 16**12
+        where = int(digest("hex", "position", form)[:12], 16) / 16**12
         return "valid" if where * (valid + test) < valid else "test"
 
     def _openings(self, count: int) -> list[str]:
@@ -72,24 +74,26 @@ class HexPositions:
         return [texts[0], *drawn][:count]
 
     def _opening(self, text: str) -> Problem:
-        return self._problem(text, "train", difficulty=1.0, reference=None)
+        mover = SECOND if text.count("X") > text.count("O") else FIRST
+        return self._problem(text, canonical(text, mover), "train", difficulty=1.0, reference=None)
 
     def _positions(self, split: Split, count: int) -> list[Problem]:
         found = dict[str, Problem]()
         for round_ in range(_MOST_ROUNDS):
             games = _mixed_games(self.size, round_)
-            keep = [game for game in range(len(games)) if self.split_of(games.text(game)) == split]
+            forms = [canonical(games.text(game), int(games.movers[game])) for game in range(len(games))]
+            keep = [game for game, form in enumerate(forms) if self.split_of(form) == split]
             games = games.select(np.array(keep, np.int64))
             games = games.select(self._solver.solve(games, _LIMITS[self.size]).values == WINS)
             worth = self._solver.moves(games, _LIMITS[self.size])
             for game in range(len(games)):
                 text, legal = games.text(game), np.flatnonzero(games.legal()[game, : self.size**2])
                 known = worth[game, legal]
-                form = canonical(text)
+                form = canonical(text, int(games.movers[game]))
                 if form in found or (known == UNKNOWN).any() or not ({WINS, LOSES} <= set(known.tolist())):
                     continue
                 winning = [name_of(int(move), self.size) for move in legal[known == WINS]]
-                found[form] = self._problem(text, split, float((known == LOSES).mean()), " ".join(winning))
+                found[form] = self._problem(text, form, split, float((known == LOSES).mean()), " ".join(winning))
                 if len(found) == count:
                     return list(found.values())
         raise ConfigError(
@@ -99,7 +103,7 @@ class HexPositions:
             ]
         )
 
-    def _problem(self, text: str, split: Split, difficulty: float, reference: str | None) -> Problem:
+    def _problem(self, text: str, form: str, split: Split, difficulty: float, reference: str | None) -> Problem:
         payload = {"size": self.size, "swap": self.swap, "board": text}
         return Problem(
             problem_id=digest("problem", self.name, self.version, payload),
@@ -107,7 +111,7 @@ class HexPositions:
             domain_version=self.version,
             split=split,
             difficulty=difficulty,
-            group=canonical(text),
+            group=form,
             payload=payload,
             reference=reference,
         )
@@ -122,8 +126,11 @@ def load(size: int, swap: bool, shares: tuple[float, float, float], counts: tupl
     return [problem for split, count in wanted for problem in domain.problems(split, count)]
 
 
-def canonical(text: str) -> str:
-    """One name for a board and the same board after a half turn."""
+def canonical(text: str, mover: int) -> str:
+    """One name for all positions that a network sees as the same, before or after a half turn: the board as if X were
+    to move."""
+    if mover == SECOND:
+        text = "/".join("".join(column) for column in zip(*text.split("/"), strict=True)).translate(_EXCHANGED)
     return min(text, text[::-1])
 
 

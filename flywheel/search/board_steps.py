@@ -446,7 +446,7 @@ def _improving(tree, row, node, decay, rule):
                 mine * (visits + 1) - visits * (mine + above.rest * theirs),
                 tree.priors[row, node, untried] * theirs * (visits + 1),
             )
-            if mine > theirs or (mine == theirs and here.move < untried):
+            if mine > theirs:
                 return first, here.move
             return _NONE, untried
     total, most, seen, weighted, low, high = 0, 0, 0.0, 0.0, np.inf, -np.inf

@@ -17,8 +17,8 @@ from flywheel.problems.hex import NOBODY, Games
 from flywheel.search.board_tree import Evaluate, TreeSearch
 from flywheel.seeds import uniform
 
-_SEARCH, _CAP, _DRAW = 0, 1, 2
-"""What a ply's three draws are for."""
+_SEARCH, _CAP, _DRAW = 1, 2, 3
+"""What a ply's keys are for: each has its own, as a search draws many numbers from the one it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,11 @@ def play(
     while len(alive):
         should_stop()
         at = games.select(alive)
-        names = _keys_at(keys[alive], at.plies)
-        full = uniform(names, _CAP) < casting.full_share
+        full = uniform(_keys_at(keys[alive], at.plies, _CAP), 0) < casting.full_share
         budgets = np.where(full, search.simulations, min(casting.fast_simulations, search.simulations)).astype(np.int64)
-        found = search.search(at, evaluate, names, budgets)
+        found = search.search(at, evaluate, _keys_at(keys[alive], at.plies, _SEARCH), budgets)
         evaluations += found.evaluations
-        drawn = _drawn(found.policies, casting.temperature, uniform(names, _DRAW))
+        drawn = _drawn(found.policies, casting.temperature, uniform(_keys_at(keys[alive], at.plies, _DRAW), 0))
         moves = np.where(at.plies < casting.sampled_plies, drawn, found.moves)
         plies.append(
             Positions(
@@ -111,9 +110,9 @@ def play(
     return Played(games.winners, _by_game(plies, games), evaluations)
 
 
-def _keys_at(keys: npt.NDArray[np.uint64], plies: npt.NDArray[np.int16]) -> npt.NDArray[np.uint64]:
-    """A key for each game at its ply."""
-    drawn = uniform(keys, 16 + plies.astype(np.int64))
+def _keys_at(keys: npt.NDArray[np.uint64], plies: npt.NDArray[np.int16], what: int) -> npt.NDArray[np.uint64]:
+    """A key for each game at its ply, for one use."""
+    drawn = uniform(keys, 4 * plies.astype(np.int64) + what)
     return (drawn * 2.0**53).astype(np.uint64) ^ keys
 
 

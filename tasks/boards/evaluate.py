@@ -2,11 +2,8 @@
 
 *Positions*: valid and test problems are won for the mover, who can still lose them; the share in which the move played
 keeps the win is 1 minus the blunder rate. *Matches*: the student alone and with search against each other, against the
-champion before it, a random player, and perfect play where the exact solver can play. From those the student's Elo,
-with perfect play at 0; on larger boards, where nobody plays perfectly, with the champion before it at its own last
-rating, and generation 0's network at 0.
-
-Noise is the evaluation's own and the same for every generation. Test is only reported.
+champion before it, a random player, and perfect play where the exact solver can play (`tasks.boards.matches`). Test is
+only reported.
 """
 
 from __future__ import annotations
@@ -14,30 +11,26 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flywheel.compute import Cost
-from flywheel.evaluation import arena, intervals, ratings
-from flywheel.evaluation.arena import Game
+from flywheel.evaluation import intervals
 from flywheel.models import board_net
 from flywheel.models.board_net import BoardNet
 from flywheel.params import Params
-from flywheel.problems.hex import name_of
 from flywheel.problems.hex_positions import games_of, winning_moves
 from flywheel.records import Problem, digest
-from flywheel.search.players import NetworkPlayer, PerfectPlayer, Player, RandomPlayer, SearchPlayer
-from flywheel.seeds import numbered_streams, stream
+from flywheel.search.players import NetworkPlayer
+from flywheel.seeds import numbered_streams
 from storage.layout import Layout
 from storage.rows import read_problems
 from storage.schemas import ANALYSES, EVALUATIONS, MATCHES, OUTCOMES
 from storage.tables import TableWriter, replace_folder, replace_text
-from tasks.boards import networks
+from tasks.boards import matches, networks
+from tasks.boards.matches import RANDOM, Pairing, moves_text
 from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics
 
 _SOURCES = (
@@ -48,25 +41,7 @@ _UNIT = 256
 """Positions a unit: they are searched together."""
 _SHOWN = 6
 """Test positions that the report draws."""
-LARGEST_PERFECT = 5
-"""The largest board on which the solver plays whole games at once."""
-PERFECT, RANDOM = "perfect", "random"
-
-
-@dataclass(frozen=True, slots=True)
-class Pairing:
-    """Two players who are to meet; names as in `tasks.boards.evaluate.name`."""
-
-    one: str
-    other: str
-
-
 Unit = list[Problem] | Pairing
-
-
-def name(generation: int, budget: int | None = None) -> str:
-    """How a player is called: `gen/7` the network alone, `gen/7@64` with that many simulations a move."""
-    return f"gen/{generation}" + (f"@{budget}" if budget else "")
 
 
 def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Hooks) -> Report:
@@ -79,7 +54,7 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
         if not work.done(number):
             start, unit = time.monotonic(), units[number]
             if isinstance(unit, Pairing):
-                played, cost = play(params, layout, unit)
+                played, cost = matches.play(params, layout, unit)
                 rows: list[dict[str, Any]] = []
                 fact: dict[str, Any] = {"matches": played}
             else:
@@ -108,32 +83,33 @@ def finish(params: Params, layout: Layout) -> Report:
     work.require(len(units))
     facts = [work.facts(number) for number in range(len(units))]
     outcomes = [row for number in range(len(units)) for row in work.rows(number)]
-    matches = [row for fact in facts for row in fact.get("matches", [])]
+    played = [row for fact in facts for row in fact.get("matches", [])]
     student = networks.load(params, layout.student)
     snapshot = student.snapshot
     shown = sorted(read_problems(layout.problems, ["test"]), key=lambda p: digest("shown", p.problem_id))[:_SHOWN]
+    analyses, shown_cost = analyse(params, student, sorted(shown, key=lambda p: p.problem_id))
     before = json.loads((layout.lineage / "champion.json").read_text(encoding="utf-8"))
-    elo = rated(params, matches, before)
+    elo = matches.rated(params, played, before)
     evaluations = _positions(params, outcomes, snapshot) + _ratings(params, elo, snapshot)
     new = layout.tmp / f"evaluations-{uuid.uuid4().hex[:8]}"
     for folder, schema, rows in (
         ("outcomes", OUTCOMES, outcomes),
-        ("matches", MATCHES, matches),
-        ("analyses", ANALYSES, analyse(params, student, sorted(shown, key=lambda p: p.problem_id))),
+        ("matches", MATCHES, played),
+        ("analyses", ANALYSES, analyses),
         ("evaluations", EVALUATIONS, evaluations),
     ):
         with TableWriter(new / folder, schema) as writer:
             writer.write(rows)
-    document = _metrics(params, before, evaluations, matches, facts, elo, snapshot)
+    document = _metrics(params, before, evaluations, played, facts, elo, snapshot)
     replace_folder(new, layout.evaluations, layout.tmp)
     replace_text(layout.metrics, json.dumps(document, indent=1, sort_keys=True) + "\n")
     report = Report(
         "evaluate",
         params.generation,
-        cost=cost_of(facts),
+        cost=cost_of(facts) + shown_cost,
         seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
         rows_in=len(units),
-        rows_out=len(outcomes) + len(matches),
+        rows_out=len(outcomes) + len(played),
         numerics=numerics(params.execution),
         notes={key: round(entry["value"], 3) for key, entry in (document["test"] | document["elo"]).items()},
     )
@@ -190,12 +166,14 @@ def _rows(
     ]
 
 
-def analyse(params: Params, net: BoardNet, problems: list[Problem]) -> list[dict[str, Any]]:
-    """Rows of `analyses`: what the network says of some positions, and a search with the largest budget."""
+def analyse(params: Params, net: BoardNet, problems: list[Problem]) -> tuple[list[dict[str, Any]], Cost]:
+    """Rows of `analyses`, what the network says of some positions and a search with the largest budget; and what that
+    took."""
     games = games_of(problems, params.problems.size, params.problems.swap)
     evaluate, budget = board_net.evaluator(net), params.evaluate.budgets[-1]
     found = networks.playing(params, budget).search(games, evaluate, np.zeros(len(problems), np.uint64))
     alone = evaluate(games.views().astype(np.float32))[1]
+    cost = Cost(policy=net.shape.flops * (found.evaluations + len(problems)))
     return [
         {
             "problem_id": problem.problem_id,
@@ -209,98 +187,10 @@ def analyse(params: Params, net: BoardNet, problems: list[Problem]) -> list[dict
             "policy": found.policies[game].tolist(),
             "value": float(found.values[game]),
             "proven": int(found.proven[game]),
-            "line": _moves([move for move in found.lines[game].tolist() if move >= 0], params.problems.size),
+            "line": moves_text([move for move in found.lines[game].tolist() if move >= 0], params.problems.size),
         }
         for game, problem in enumerate(problems)
-    ]
-
-
-def _moves(moves: Sequence[int], size: int) -> str:
-    return " ".join("swap" if move == size**2 else name_of(move, size) for move in moves)
-
-
-def play(params: Params, layout: Layout, pairing: Pairing) -> tuple[list[dict[str, Any]], Cost]:
-    """Rows of `matches` of one pairing, and what they took."""
-    openings = read_problems(layout.problems, ["train"])
-    openings = sorted(openings, key=lambda p: digest("match", p.problem_id))[: params.evaluate.openings]
-    players = _player(params, layout, pairing.one), _player(params, layout, pairing.other)
-    seed = stream(params.seed, "match", pairing.one, pairing.other)
-    played = arena.play(*players, games_of(openings, params.problems.size, params.problems.swap), seed)
-    rows = [match_row(params.generation, openings[game.opening], game, params.problems.size) for game in played]
-    return rows, Cost(policy=sum(player.flops for player in players))
-
-
-def match_row(generation: int, opening: Problem, game: Game, size: int) -> dict[str, Any]:
-    """A game as a row of `matches`."""
-    return {
-        "match_id": digest("match", generation, opening.problem_id, game.first, game.second),
-        "generation": generation,
-        "problem_id": opening.problem_id,
-        "first": game.first,
-        "second": game.second,
-        "winner": game.winner,
-        "plies": game.plies,
-        "moves": _moves(game.moves, size),
-        "forfeit": game.forfeit,
-    }
-
-
-def _player(params: Params, layout: Layout, who: str) -> Player:
-    if who == PERFECT:
-        return _perfect(params.problems.size)
-    if who == RANDOM:
-        return RandomPlayer()
-    generation, _, budget = who.removeprefix("gen/").partition("@")
-    net = networks.load(params, layout.student if int(generation) == params.generation else layout.parent)
-    evaluate = board_net.evaluator(net)
-    if not budget:
-        return NetworkPlayer(who, evaluate, net.shape.flops)
-    return SearchPlayer(who, evaluate, networks.playing(params, int(budget)), net.shape.flops)
-
-
-@lru_cache(maxsize=1)
-def _perfect(size: int) -> PerfectPlayer:
-    """Kept: what it found out serves the next match."""
-    return PerfectPlayer(size)
-
-
-def pairings(params: Params, champion: int | None) -> list[Pairing]:
-    """Who meets whom, so that every player is connected with the anchor."""
-    alone, searching = name(params.generation), name(params.generation, params.evaluate.match_budget)
-    met = [Pairing(searching, alone), Pairing(alone, RANDOM)]
-    if params.problems.size <= LARGEST_PERFECT and not params.problems.swap:
-        met += [Pairing(alone, PERFECT), Pairing(searching, PERFECT)]
-    if champion is not None:
-        met += [
-            Pairing(alone, name(champion)),
-            Pairing(searching, name(champion, params.evaluate.match_budget)),
-        ]
-    return met
-
-
-def rated(params: Params, matches: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
-    """Elo of this generation's matches: {"greedy", "search@64": {value, low, high, count}}."""
-    counts: dict[tuple[str, str], float] = {}
-    for row in matches:
-        loser = row["second"] if row["winner"] == row["first"] else row["first"]
-        counts[row["winner"], loser] = counts.get((row["winner"], loser), 0.0) + 1.0
-    players = {player for pair in counts for player in pair}
-    anchor, stands_at = name(params.generation), 0.0
-    if PERFECT in players:
-        anchor = PERFECT
-    elif before["generation"] is not None:
-        anchor = name(before["generation"])
-        stands_at = before["metrics"]["elo"]["greedy"]["value"]
-    found = ratings.rate(counts, anchor)
-    budget = params.evaluate.match_budget
-    asked = {"greedy": name(params.generation), f"search@{budget}": name(params.generation, budget), RANDOM: RANDOM}
-    return {
-        key: {
-            **found[player].as_dict(),
-            **{bound: getattr(found[player], bound) + stands_at for bound in ("value", "low", "high")},
-        }
-        for key, player in asked.items()
-    }
+    ], cost
 
 
 def _open(params: Params, layout: Layout) -> tuple[list[Unit], Units]:
@@ -317,7 +207,7 @@ def _open(params: Params, layout: Layout) -> tuple[list[Unit], Units]:
         for problems in [read_problems(layout.problems, [split])]
         for start in range(0, len(problems), _UNIT)
     ]
-    return [*units, *pairings(params, champion)], Units(layout, params.generation, "evaluate", mark)
+    return [*units, *matches.pairings(params, champion)], Units(layout, params.generation, "evaluate", mark)
 
 
 def _key(metric: str, budget: int) -> str:
@@ -366,7 +256,7 @@ def _metrics(
     params: Params,
     before: dict[str, Any],
     evaluations: list[dict[str, Any]],
-    matches: list[dict[str, Any]],
+    played: list[dict[str, Any]],
     facts: list[dict[str, Any]],
     elo: dict[str, Any],
     snapshot: str,
@@ -376,7 +266,7 @@ def _metrics(
     for row in evaluations:
         if not row["metric"].startswith("elo_"):
             by_split[row["split"]][row["metric"]] = {key: row[key] for key in ("value", "low", "high", "count")}
-    promoted, difference, reason = _takes_over(params, matches, before["generation"])
+    promoted, difference, reason = matches.takes_over(params, played, before["generation"])
     tallies = [fact["tally"] for fact in facts if fact.get("split") == "valid"]
     count = sum(tally["count"] for tally in tallies)
     return {
@@ -398,22 +288,6 @@ def _metrics(
             "alarms": _alarms(by_split["valid"], (before.get("metrics") or {}).get("valid"), params),
         },
     }
-
-
-def _takes_over(
-    params: Params, matches: list[dict[str, Any]], champion: int | None
-) -> tuple[bool, dict[str, Any] | None, str]:
-    """Whether the student is champion from here on, its share of the searched games against the one before, and why."""
-    if champion is None:
-        return True, None, "the first student"
-    mine, theirs = (name(number, params.evaluate.match_budget) for number in (params.generation, champion))
-    games = [row for row in matches if {row["first"], row["second"]} == {mine, theirs}]
-    won = intervals.share([float(row["winner"] == mine) for row in games], [row["problem_id"] for row in games])
-    gate = params.evaluate.gate
-    if gate is None:
-        return True, won.as_dict(), "every student takes over (evaluate.gate is off)"
-    words = f"won {won.value:.1%} of {won.count} games against the champion, {gate:.1%} asked for"
-    return won.value >= gate, won.as_dict(), words
 
 
 def _alarms(valid: dict[str, Any], held: dict[str, Any] | None, params: Params) -> list[str]:

@@ -105,13 +105,13 @@ def run(params: Params, layout: Layout, hooks: Hooks) -> Report:
 
 
 def _mean_surprise(layout: Layout) -> float:
-    """Over the positions searched in full; 1 where there are none or the search changed nothing."""
+    """Over the positions searched in full; 0 where there are none or the search changed nothing."""
     total, count = 0.0, 0
     for path in sorted((layout.attempts / "searched").glob("*.parquet")):
         rows = pq.read_table(path, columns=["full", "surprise"], partitioning=None)
         held = rows.column("surprise").to_numpy()[rows.column("full").to_numpy()]
         total, count = total + float(held.sum()), count + len(held)
-    return total / count if total > 0.0 else 1.0
+    return total / count if count else 0.0
 
 
 class _Batch:
@@ -150,6 +150,9 @@ class _Batch:
         self.solved[rows[decided]] = True
         won = np.flatnonzero(values == WINS)
         winning = solver.moves(games.select(won), _SOLVER_NODES) == WINS
+        # The limit is each move's own: that a position is won may be known, and of no move that it wins.
+        known = winning.any(axis=1)
+        won, winning = won[known], winning[known]
         policies = self.policies[rows[won]]
         kept = policies * np.pad(winning, ((0, 0), (0, policies.shape[1] - winning.shape[1])))
         # Where the search gave none of them a share, each is as good.
@@ -161,11 +164,11 @@ class _Batch:
         """Why each is no label; empty where it is one."""
         return [
             "a valid or test position"
-            if canonical(board) in held_out
+            if canonical(board, mover) in held_out
             else "below threshold"
             if reward < threshold
             else ""
-            for board, reward in zip(self.boards, self.rewards.tolist(), strict=True)
+            for board, mover, reward in zip(self.boards, self.movers.tolist(), self.rewards.tolist(), strict=True)
         ]
 
     def rejected(self, reasons: list[str]) -> list[dict[str, Any]]:
@@ -180,7 +183,8 @@ class _Batch:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], pa.Table]:
         """Rows of `labels` and `label_parents`, and those of `targets`."""
         share = self.params.filter.surprise
-        weights = 1.0 - share + share * self.surprises / mean_surprise
+        relative = self.surprises / mean_surprise if mean_surprise > 0.0 else np.ones(len(self.surprises))
+        weights = 1.0 - share + share * relative
         solver = solver_snapshot()
         rows, lines = [], []
         places = np.flatnonzero(keep)
@@ -188,7 +192,7 @@ class _Batch:
             name, board, game = self.names[place], self.boards[place], self.games[place]
             value, ply = float(self.values[place]), int(self.plies[place])
             taught = hashlib.blake2b(self.policies[place].tobytes(), digest_size=16).hexdigest()
-            content = digest("content", "hex", board, taught, value)
+            content = digest("content", "hex", board, int(self.movers[place]), taught, value)
             solved = bool(self.solved[place])
             made_of = [name, solver] if solved else [name]
             label = label_id(made_of, f"ply {ply}", {}, content)

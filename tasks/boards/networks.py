@@ -77,9 +77,10 @@ def playing(params: Params, budget: int) -> TreeSearch:
     )
 
 
-def _batch(params: Params) -> int | None:
-    """Trees searched side by side: as many as a processor's cache holds; all of them where a GPU is asked."""
-    return 256 if device_for(params.execution.device) == "cpu" else None
+def _batch(params: Params) -> int:
+    """Trees searched side by side: as many as a processor's cache holds; many where a GPU is asked. A fixed number, as
+    a network's last bits may depend on it."""
+    return 256 if device_for(params.execution.device) == "cpu" else 4096
 
 
 def solver_snapshot() -> str:

@@ -22,7 +22,8 @@ def network(views: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], np
     logits, values = [], []
     for view in views:
         drawn = generator(0, "network", view.astype(int).ravel().tolist())
-        logits.append(drawn.normal(size=view[0].size))
+        # Now and then nearly sure of a move.
+        logits.append(drawn.normal(scale=drawn.choice([1.0, 5.0]), size=view[0].size))
         values.append(math.tanh(drawn.normal()))
     return np.array(logits, np.float32), np.array(values, np.float32)
 
@@ -231,6 +232,27 @@ def test_what_is_proven_is_what_the_solver_says(size: int, plies: int, root: Any
     for number in np.flatnonzero(found.proven == 1):
         assert values[number, found.moves[number]] == WINS
         assert found.policies[number].argmax() == found.moves[number]
+
+
+def test_values_are_spread_from_0_to_1_with_that_of_the_moves_not_tried() -> None:
+    """Four moves of nearly one value, of which the last is the best and the first the likeliest. The moves not tried
+    have, by way of the root's own value, another or the same: beside that the differences are little or much."""
+
+    def network_for(root: float) -> Any:
+        def network(views: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+            logits = np.tile(-0.5 * np.arange(25, dtype=np.float32), (len(views), 1))
+            values = np.full(len(views), root, np.float32)
+            for number, view in enumerate(views):
+                if view.sum() == 1.0:
+                    # The second player's, who sees the board mirrored.
+                    values[number] = -0.001 * view[1].T.ravel().argmax()
+            return logits, values
+
+        return network
+
+    for root, expected in ((0.9, [2, 1, 1, 1]), (0.0, [1, 1, 1, 2])):
+        search = TreeSearch(5, considered=4, gumbel_scale=0.0)
+        assert search.search(Games(5, 1), network_for(root), keys(1)).visits[0, :4].tolist() == expected
 
 
 def test_games_do_not_see_one_another() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from functools import cache
 
+import numpy as np
 import pytest
 
 from flywheel.errors import ConfigError
+from flywheel.problems.hex import FIRST, NOBODY, SECOND, Games
 from flywheel.problems.hex_positions import OPENING_PLIES, HexPositions, canonical, games_of, winning_moves
 
 SHARES = (0.6, 0.12, 0.28)
@@ -66,8 +68,25 @@ def test_splits_share_no_position_nor_one_after_half_a_turn_nor_an_opening() -> 
         assert len(forms[split]) == len(problems) == 60
         for problem in problems:
             text = problem.payload["board"]
-            assert problem.group == canonical(text) == canonical(text[::-1])
+            mover = FIRST if text.count("X") == text.count("O") else SECOND
+            assert problem.group == canonical(text, mover) == canonical(text[::-1], mover)
             assert sum(mark != "." for mark in text.replace("/", "")) > OPENING_PLIES
+
+
+def test_positions_that_networks_see_as_the_same_have_one_name_and_no_others() -> None:
+    """By the views that they are shown, on boards with and without the swap behind them."""
+    draws, named = np.random.default_rng(5), dict[str, set[bytes]]()
+    games = Games(3, 4000, swap=True)
+    for _ in range(5):
+        for game in range(len(games)):
+            if games.winners[game] == NOBODY and games.plies[game] > 1:
+                view = games.select(np.array([game])).views()[0, :2]
+                seen = min(view.tobytes(), view[:, ::-1, ::-1].tobytes())
+                named.setdefault(canonical(games.text(game), int(games.movers[game])), set()).add(seen)
+        legal = games.legal()
+        games.play([draws.choice(np.flatnonzero(row)) if row.any() else -1 for row in legal])
+    assert all(len(views) == 1 for views in named.values())
+    assert len({next(iter(views)) for views in named.values()}) == len(named) > 100
 
 
 def test_openings_are_all_boards_of_at_most_two_moves_and_always_the_same() -> None:

@@ -164,7 +164,7 @@ def test_the_best_defence_on_larger_boards(size: int, plies: int) -> None:
 
 
 def test_what_is_lost_early_is_defended_by_what_the_solver_tries_first() -> None:
-    games = parse(["..../.X../..../...."])
+    games = parse(["..../..X./..../...."])
     assert Solver(4).solve(games).values[0] == LOSES
     chosen = {int(PerfectPlayer(4, defended_cells=14).choose(games, keys(1, seed))[0]) for seed in range(20)}
     assert chosen == {int(promising(games, 1)[0, 0])}

@@ -30,7 +30,9 @@ from tests.flywheel.test_reward_models import SMALL, sequence_folder
 from tests.flywheel.worlds import Scored, World, countdown_world
 
 RUN = Run(0, 1)
-SEARCHERS: tuple[str, ...] = get_args(sections.SearcherName)
+SEARCHERS: tuple[str, ...] = tuple(
+    name for name in get_args(sections.SearcherName) if name not in sections.BOARD_SEARCHERS
+)
 REWARDS: tuple[str, ...] = get_args(sections.RewardName)
 
 

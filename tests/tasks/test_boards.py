@@ -23,7 +23,7 @@ from storage.rows import read_problems
 from storage.schemas import ATTEMPTS, LABEL_PARENTS, LABELS, MATCHES, OUTCOMES, REJECTED, SEARCHED, TARGETS, TRAINED_ON
 from storage.tables import read_rows
 from tasks import evaluate, filter, generate, problems, train
-from tasks.boards import evaluate as board_evaluate
+from tasks.boards import matches
 from tasks.boards import train as board_train
 from tasks.boards.networks import solver_snapshot
 from tasks.stage import Hooks
@@ -33,7 +33,7 @@ VALUES: dict[str, Any] = {
     "seed_labels": {"problems": 0},
     "model": {"hidden_size": 16, "layers": 1},
     "generate": {"searcher": "gumbel", "samples": 3, "problems": 12, "unit": 3, "simulations": 8, "sampled_plies": 3},
-    "filter": {"threshold": 0.0},
+    "filter": {"threshold": 0.0, "per_problem": None},
     "train": {"epochs": 2, "batch_size": 16},
     "evaluate": {"budgets": [4, 8], "match_budget": 8, "openings": 3},
     "execution": {"device": "cpu", "threads": 1},
@@ -145,10 +145,10 @@ def test_labels_are_what_search_and_outcome_said_and_never_a_held_out_position(b
         assert row["policy"] == found["policy"]
         assert row["reward"] == pytest.approx(1 - abs(found["value"] - outcome) / 2)
         assert row["weight"] == 1.0
-        assert canonical(row["board"]) not in held_out
+        assert canonical(row["board"], row["mover"]) not in held_out
         assert row["completion"] in game["steps"]
     dropped = read_rows(board.labels(1) / "rejected", REJECTED)
-    assert all(canonical(row["board"]) in held_out for row in at.values())
+    assert all(canonical(row["board"], row["mover"]) in held_out for row in at.values())
     assert {(row["attempt_id"], row["reason"]) for row in dropped} == {
         (name, f"ply {ply}: a valid or test position") for name, ply in at
     }
@@ -354,7 +354,7 @@ def test_without_perfect_play_ratings_go_on_from_the_champion_s(board: Layout) -
     budget = settings.evaluate.match_budget
     wins = [("gen/1", "gen/0")] * 3 + [("gen/0", "gen/1"), ("gen/1", "random"), (f"gen/1@{budget}", "gen/1")]
     rows = [{"first": winner, "second": loser, "winner": winner} for winner, loser in wins]
-    elo = board_evaluate.rated(settings, rows, before)
+    elo = matches.rated(settings, rows, before)
     # Half a win each way is the prior: 3.5 to 1.5.
     assert elo["greedy"]["value"] == pytest.approx(250 + 400 * np.log10(3.5 / 1.5), abs=1e-6)
 
