@@ -50,13 +50,13 @@ def play(
         else:
             move, words = _answer(games, evaluate, search)
             games.play([move])
-            say(f"the model plays {_named(move, size)}{words}")
+            say(f"the model plays {name_of(move, size)}{words}")
         moves.append(move)
     say(games.drawing(0))
     winner = int(games.winners[0])
     who = None if winner == NOBODY else "you" if winner == person else "model"
     say({"you": "You win.", "model": "The model wins.", None: "The game was left."}[who])
-    return {"winner": who, "moves": [_named(move, size) for move in moves], "board": games.text(0)}
+    return {"winner": who, "moves": [name_of(move, size) for move in moves], "board": games.text(0)}
 
 
 def _answer(games: Games, evaluate: Any, search: TreeSearch | None) -> tuple[int, str]:
@@ -81,10 +81,6 @@ def _read(line: str, games: Games) -> int:
     if games.boards[0, cell] != 0:
         raise InputError(f"{line} is taken")
     return cell
-
-
-def _named(move: int, size: int) -> str:
-    return "swap" if move == size**2 else name_of(move, size)
 
 
 def _replayed(size: int, swap: bool, moves: list[int]) -> Games:

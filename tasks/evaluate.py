@@ -26,7 +26,19 @@ from storage.rows import read_problems
 from storage.schemas import EVALUATIONS, OUTCOMES
 from storage.tables import TableWriter, replace_folder, replace_text
 from tasks import models
-from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, main, my_units, numerics
+from tasks.stage import (
+    Hooks,
+    Report,
+    Stamp,
+    Units,
+    cost_fact,
+    cost_of,
+    fingerprint,
+    main,
+    my_units,
+    numerics,
+    shard_report,
+)
 
 _SOURCES = (
     "flywheel.compute", "flywheel.evaluation", "flywheel.models", "flywheel.problems", "flywheel.records",
@@ -45,30 +57,20 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
         return boards.run_shard(params, layout, shard, shards, hooks)
     units, work = _open(params, layout)
     mine = my_units(len(units), shard, shards)
-    total, done, facts = sum(len(units[number]) for number in mine), 0, []
     student = models.snapshot_of(layout.student)
-    for number in mine:
-        hooks.should_stop()
-        if not work.done(number):
-            start = time.monotonic()
-            sampler = models.load_sampler(str(layout.student), student, params.execution)
-            own = models.newest_reward_model(params, layout)
-            reward = models.load_reward(params, models.domain_of(params.problems), own)
-            rows, tally, cost, unsure = measure(params, sampler, units[number], reward, hooks)
-            seconds = time.monotonic() - start
-            fact = {"cost": cost_fact(cost), "seconds": seconds, "tally": asdict(tally), "undecided": unsure}
-            work.write(number, rows, OUTCOMES, fact)
-        facts.append(work.facts(number))
-        done += len(units[number])
-        hooks.progress(done, total)
-    return Report(
-        "evaluate",
-        params.generation,
-        f"{shard:05d}/{shards:05d}",
-        cost_of(facts),
-        sum(fact["seconds"] for fact in facts),
-        rows_in=total,
-    )
+
+    def look(number: int) -> None:
+        start = time.monotonic()
+        sampler = models.load_sampler(str(layout.student), student, params.execution)
+        own = models.newest_reward_model(params, layout)
+        reward = models.load_reward(params, models.domain_of(params.problems), own)
+        rows, tally, cost, unsure = measure(params, sampler, units[number], reward, hooks)
+        seconds = time.monotonic() - start
+        fact = {"cost": cost_fact(cost), "seconds": seconds, "tally": asdict(tally), "undecided": unsure}
+        work.write(number, rows, OUTCOMES, fact)
+
+    facts = work.each(mine, [len(unit) for unit in units], hooks, look)
+    return shard_report("evaluate", params.generation, shard, shards, facts, sum(len(units[number]) for number in mine))
 
 
 def finish(params: Params, layout: Layout) -> Report:

@@ -39,6 +39,7 @@ from tasks.stage import (
     main,
     my_units,
     numerics,
+    shard_report,
 )
 
 _SOURCES = (
@@ -86,39 +87,22 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
         judge.verify(layout)
     domain = models.domain_of(params.problems)
     mine = my_units(len(units), shard, shards)
-    seconds, made, done = 0.0, [], 0
-    total = sum(len(units[number]) for number in mine)
-    for number in mine:
-        hooks.should_stop()
-        if not work.done(number):
-            start = time.monotonic()
-            attempts, cost = _attempts(params, layout, domain, units[number], hooks)
-            spent = time.monotonic() - start
-            work.write(
-                number,
-                attempt_rows(attempts),
-                ATTEMPTS,
-                {
-                    "cost": cost_fact(cost),
-                    "seconds": spent,
-                    "passed": sum((a.reward or 0.0) >= params.filter.threshold for a in attempts),
-                    "unjudged": sum(a.reward is None for a in attempts),
-                },
-            )
-        fact = work.facts(number)
-        made.append(fact)
-        seconds += fact["seconds"]
-        done += len(units[number])
-        hooks.progress(done, total)
-    return Report(
-        "generate",
-        params.generation,
-        f"{shard:05d}/{shards:05d}",
-        cost_of(made),
-        seconds,
-        rows_in=total,
-        rows_out=sum(pq.read_metadata(work.table(number)).num_rows for number in mine),
-    )
+
+    def search(number: int) -> None:
+        start = time.monotonic()
+        attempts, cost = _attempts(params, layout, domain, units[number], hooks)
+        fact = {
+            "cost": cost_fact(cost),
+            "seconds": time.monotonic() - start,
+            "passed": sum((a.reward or 0.0) >= params.filter.threshold for a in attempts),
+            "unjudged": sum(a.reward is None for a in attempts),
+        }
+        work.write(number, attempt_rows(attempts), ATTEMPTS, fact)
+
+    facts = work.each(mine, [len(unit) for unit in units], hooks, search)
+    rows_in = sum(len(units[number]) for number in mine)
+    rows_out = sum(pq.read_metadata(work.table(number)).num_rows for number in mine)
+    return shard_report("generate", params.generation, shard, shards, facts, rows_in, rows_out)
 
 
 def finish(params: Params, layout: Layout) -> Report:

@@ -14,7 +14,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -194,6 +194,21 @@ class Units:
         replace_text(self.table(number).with_suffix(".json"), json.dumps(facts))
         write_file(self.table(number), rows, schema)
 
+    def each(
+        self, numbers: Sequence[int], sizes: Sequence[int], hooks: Hooks, do: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
+        """Do those of these units that are not done yet, by `do(number)`, which writes them; the facts of all. `sizes`
+        of all units tell how far it is."""
+        total, done, found = sum(sizes[number] for number in numbers), 0, []
+        for number in numbers:
+            hooks.should_stop()
+            if not self.done(number):
+                do(number)
+            found.append(self.facts(number))
+            done += sizes[number]
+            hooks.progress(done, total)
+        return found
+
     def rows(self, number: int) -> list[dict[str, Any]]:
         import pyarrow.parquet as pq
 
@@ -211,6 +226,14 @@ def cost_of(facts: list[dict[str, Any]]) -> Cost:
 
 def cost_fact(cost: Cost) -> dict[str, Any]:
     return asdict(cost)
+
+
+def shard_report(
+    stage: str, generation: int, shard: int, shards: int, facts: list[dict[str, Any]], rows_in: int, rows_out: int = 0
+) -> Report:
+    """What a shard did, from the facts of its units."""
+    seconds = sum(fact["seconds"] for fact in facts)
+    return Report(stage, generation, f"{shard:05d}/{shards:05d}", cost_of(facts), seconds, rows_in, rows_out)
 
 
 def my_units(count: int, shard: int, shards: int) -> range:

@@ -35,6 +35,7 @@ from tasks.stage import (
     main,
     my_units,
     numerics,
+    shard_report,
     use_threads,
 )  # fmt: skip
 
@@ -58,23 +59,13 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
     """Label one shard's units, those that are not done yet."""
     units, work = _open(params, layout)
     mine = my_units(len(units), shard, shards)
-    total, done, facts = sum(len(units[number]) for number in mine), 0, []
-    for number in mine:
-        hooks.should_stop()
-        if not work.done(number):
-            _label_unit(params, layout, units[number], number, work, hooks)
-        facts.append(work.facts(number))
-        done += len(units[number])
-        hooks.progress(done, total)
-    return Report(
-        "supervise",
-        params.generation,
-        f"{shard:05d}/{shards:05d}",
-        cost_of(facts),
-        sum(fact["seconds"] for fact in facts),
-        rows_in=total,
-        rows_out=sum(fact["labels"] for fact in facts),
-    )
+
+    def label(number: int) -> None:
+        _label_unit(params, layout, units[number], number, work, hooks)
+
+    facts = work.each(mine, [len(unit) for unit in units], hooks, label)
+    rows_in, rows_out = sum(len(units[number]) for number in mine), sum(fact["labels"] for fact in facts)
+    return shard_report("supervise", params.generation, shard, shards, facts, rows_in, rows_out)
 
 
 def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # noqa: B008 (frozen)

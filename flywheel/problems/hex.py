@@ -294,8 +294,11 @@ def cell_of(name: str, size: int) -> int:
     return row * size + column
 
 
-def name_of(cell: int, size: int) -> str:
-    """A cell's name on a drawing."""
+def name_of(move: int, size: int) -> str:
+    """A move's name: its cell's on a drawing, or `swap`."""
+    if move == size * size:
+        return "swap"
+    cell = move
     return f"{_letter(cell % size)}{cell // size + 1}"
 
 

@@ -21,6 +21,7 @@ from flywheel.evaluation import intervals
 from flywheel.models import board_net
 from flywheel.models.board_net import BoardNet
 from flywheel.params import Params
+from flywheel.problems.hex import name_of
 from flywheel.problems.hex_positions import games_of, winning_moves
 from flywheel.records import Problem, digest
 from flywheel.search.players import NetworkPlayer
@@ -30,8 +31,8 @@ from storage.rows import read_problems
 from storage.schemas import ANALYSES, EVALUATIONS, MATCHES, OUTCOMES
 from storage.tables import TableWriter, replace_folder, replace_text
 from tasks.boards import matches, networks
-from tasks.boards.matches import RANDOM, Pairing, moves_text
-from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics
+from tasks.boards.matches import RANDOM, Pairing
+from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics, shard_report
 
 _SOURCES = (
     "flywheel.compute", "flywheel.evaluation", "flywheel.models.board_net", "flywheel.problems", "flywheel.records",
@@ -48,29 +49,20 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
     """Do one shard's units, those that are not done yet."""
     units, work = _open(params, layout)
     mine = my_units(len(units), shard, shards)
-    facts = []
-    for done, number in enumerate(mine, 1):
-        hooks.should_stop()
-        if not work.done(number):
-            start, unit = time.monotonic(), units[number]
-            if isinstance(unit, Pairing):
-                played, cost = matches.play(params, layout, unit)
-                rows: list[dict[str, Any]] = []
-                fact: dict[str, Any] = {"matches": played}
-            else:
-                rows, cost, fact = measure(params, networks.load(params, layout.student), unit)
-            fact |= {"cost": cost_fact(cost), "seconds": time.monotonic() - start}
-            work.write(number, rows, OUTCOMES, fact)
-        facts.append(work.facts(number))
-        hooks.progress(done, len(mine))
-    return Report(
-        "evaluate",
-        params.generation,
-        f"{shard:05d}/{shards:05d}",
-        cost_of(facts),
-        sum(fact["seconds"] for fact in facts),
-        rows_in=len(mine),
-    )
+
+    def look(number: int) -> None:
+        start, unit = time.monotonic(), units[number]
+        if isinstance(unit, Pairing):
+            played, cost = matches.play(params, layout, unit)
+            rows: list[dict[str, Any]] = []
+            fact: dict[str, Any] = {"matches": played}
+        else:
+            rows, cost, fact = measure(params, networks.load(params, layout.student), unit)
+        fact |= {"cost": cost_fact(cost), "seconds": time.monotonic() - start}
+        work.write(number, rows, OUTCOMES, fact)
+
+    facts = work.each(mine, [1] * len(units), hooks, look)
+    return shard_report("evaluate", params.generation, shard, shards, facts, len(mine))
 
 
 def finish(params: Params, layout: Layout) -> Report:
@@ -187,7 +179,7 @@ def analyse(params: Params, net: BoardNet, problems: list[Problem]) -> tuple[lis
             "policy": found.policies[game].tolist(),
             "value": float(found.values[game]),
             "proven": int(found.proven[game]),
-            "line": moves_text([move for move in found.lines[game].tolist() if move >= 0], params.problems.size),
+            "line": " ".join(name_of(move, params.problems.size) for move in found.lines[game].tolist() if move >= 0),
         }
         for game, problem in enumerate(problems)
     ], cost

@@ -33,7 +33,7 @@ from storage.tables import TableWriter, replace_folder, write_table
 from tasks import models
 from tasks.boards import networks
 from tasks.curriculum import chosen
-from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics
+from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics, shard_report
 
 _SOURCES = (
     "flywheel.compute", "flywheel.models.board_net", "flywheel.problems", "flywheel.records", "flywheel.search",
@@ -45,29 +45,19 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
     """Do one shard's units, those that are not done yet."""
     units, work = _open(params, layout)
     mine = my_units(len(units), shard, shards)
-    total, done, facts = sum(len(units[number]) for number in mine), 0, []
-    for number in mine:
-        hooks.should_stop()
-        if not work.done(number):
-            start = time.monotonic()
-            games, searched, cost = _play(params, layout, units[number], hooks)
-            # Before the games' own table, whose name appearing is what makes the unit done.
-            write_table(_searched(work, number), searched)
-            won = sum(game.reward or 0.0 for game in games)
-            fact = {"cost": cost_fact(cost), "seconds": time.monotonic() - start, "won": won, "count": len(games)}
-            work.write(number, attempt_rows(games), ATTEMPTS, {**fact, "positions": searched.num_rows})
-        facts.append(work.facts(number))
-        done += len(units[number])
-        hooks.progress(done, total)
-    return Report(
-        "generate",
-        params.generation,
-        f"{shard:05d}/{shards:05d}",
-        cost_of(facts),
-        sum(fact["seconds"] for fact in facts),
-        rows_in=total,
-        rows_out=sum(fact["count"] for fact in facts),
-    )
+
+    def play(number: int) -> None:
+        start = time.monotonic()
+        games, searched, cost = _play(params, layout, units[number], hooks)
+        # Before the games' own table, whose name appearing is what makes the unit done.
+        write_table(_searched(work, number), searched)
+        won = sum(game.reward or 0.0 for game in games)
+        fact = {"cost": cost_fact(cost), "seconds": time.monotonic() - start, "won": won, "count": len(games)}
+        work.write(number, attempt_rows(games), ATTEMPTS, fact)
+
+    facts = work.each(mine, [len(unit) for unit in units], hooks, play)
+    rows_in, rows_out = sum(len(units[number]) for number in mine), sum(fact["count"] for fact in facts)
+    return shard_report("generate", params.generation, shard, shards, facts, rows_in, rows_out)
 
 
 def finish(params: Params, layout: Layout) -> Report:
@@ -170,7 +160,7 @@ def _attempts(
     for game, name in enumerate(ids):
         problem, index = problems[game // section.samples], game % section.samples
         first, last = int(starts[game]), int(starts[game + 1])
-        steps = tuple("swap" if move == size**2 else name_of(move, size) for move in at.moves[first:last].tolist())
+        steps = tuple(name_of(move, size) for move in at.moves[first:last].tolist())
         share = float(simulated[last] - simulated[first]) / float(simulated[-1])
         found.append(
             Attempt(

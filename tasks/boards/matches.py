@@ -69,7 +69,7 @@ def match_row(generation: int, opening: Problem, game: Game, size: int) -> dict[
         "second": game.second,
         "winner": game.winner,
         "plies": game.plies,
-        "moves": moves_text(game.moves, size),
+        "moves": " ".join(name_of(move, size) for move in game.moves),
         "forfeit": game.forfeit,
     }
 
@@ -146,8 +146,3 @@ def takes_over(
         return True, won.as_dict(), "every student takes over (evaluate.gate is off)"
     words = f"won {won.value:.1%} of {won.count} games against the champion, {gate:.1%} asked for"
     return won.value >= gate, won.as_dict(), words
-
-
-def moves_text(moves: Sequence[int], size: int) -> str:
-    """Moves by their names on a drawing, with spaces between."""
-    return " ".join("swap" if move == size**2 else name_of(move, size) for move in moves)
