@@ -71,3 +71,24 @@ def made(registry: Path) -> dict[str, Any]:
             name: lineage[name] for name in ("tables", "outputs", "student", "champion", "teacher", "flops", "labels")
         }
     return found
+
+
+def made_again_by_hand(registry: Path, clone: Path) -> tuple[str, str, str]:
+    """A registry's newest generation made again in a clone, by DVC alone: what dvc.lock recorded, what it says then,
+    and what `dvc repro` said."""
+    subprocess.run(["git", "clone", "-q", registry, clone], check=True)
+
+    def dvc(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "dvc", *arguments],
+            cwd=clone, capture_output=True, text=True, check=False,
+            env=environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    dvc("cache", "dir", "--local", str(registry / ".dvc" / "cache"))
+    dvc("checkout", "-q", "parent.dvc")
+    recorded = (clone / "dvc.lock").read_text(encoding="utf-8")
+    log = dvc("repro", "--force", "--no-run-cache")
+    return recorded, (clone / "dvc.lock").read_text(encoding="utf-8"), log

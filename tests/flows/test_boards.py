@@ -16,7 +16,7 @@ import pytest
 
 from flywheel.models.checkpoints import weights_digest
 from flywheel.problems.hex_positions import canonical
-from tests.flows.command import environment, flywheel, flywheel_json, made, progress, start, until
+from tests.flows.command import environment, flywheel, flywheel_json, made, made_again_by_hand, progress, start, until
 
 pytestmark = pytest.mark.slow
 
@@ -143,23 +143,8 @@ def test_rolled_back_it_goes_on_from_the_older_network(copy: Path) -> None:
 def test_dvc_repro_by_hand_in_a_clone_gives_the_recorded_digests(
     campaign: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    registry, clone = campaign[0], tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", registry, clone], check=True)
-
-    def dvc(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "dvc", *arguments],
-            cwd=clone, capture_output=True, text=True, check=False,
-            env=environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    dvc("cache", "dir", "--local", str(registry / ".dvc" / "cache"))
-    dvc("checkout", "-q", "parent.dvc")
-    recorded = (clone / "dvc.lock").read_text(encoding="utf-8")
-    dvc("repro", "--force", "--no-run-cache")
-    assert (clone / "dvc.lock").read_text(encoding="utf-8") == recorded
+    recorded, made_again, _ = made_again_by_hand(campaign[0], tmp_path / "clone")
+    assert made_again == recorded
 
 
 def test_the_report_shows_boards_ratings_and_blunders(campaign: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

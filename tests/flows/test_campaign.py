@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flywheel.models.checkpoints import weights_digest
-from tests.flows.command import environment, flywheel, flywheel_json, made, progress, start, until
+from tests.flows.command import environment, flywheel, flywheel_json, made, made_again_by_hand, progress, start, until
 
 pytestmark = pytest.mark.slow
 
@@ -200,26 +200,11 @@ def test_rollback_run_and_undo(copy: Path) -> None:
 def test_dvc_repro_by_hand_in_a_clone_gives_the_recorded_digests(
     campaign: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    registry, clone = campaign[0], tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", registry, clone], check=True)
-
-    def dvc(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "dvc", *arguments],
-            cwd=clone, capture_output=True, text=True, check=False,
-            env=environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    dvc("cache", "dir", "--local", str(registry / ".dvc" / "cache"))
-    dvc("checkout", "-q", "parent.dvc")
-    recorded = (clone / "dvc.lock").read_text(encoding="utf-8")
-    log = dvc("repro", "--force", "--no-run-cache")
+    recorded, made_again, log = made_again_by_hand(campaign[0], tmp_path / "clone")
     for stage in ("problems", "generate", "filter", "train", "evaluate"):
         assert f"Running stage '{stage}'" in log
         assert f"> python -P -m tasks.{stage}" in log
-    assert (clone / "dvc.lock").read_text(encoding="utf-8") == recorded
+    assert made_again == recorded
 
 
 def test_processes_give_the_digests_of_the_serial_runner(copy: Path, third: dict[str, Any]) -> None:

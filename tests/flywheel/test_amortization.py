@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from flywheel.scaling.amortization import SearchCurve, at_budgets, at_equal_accuracy
+from flywheel.scaling.amortization import MeasuredCurve, SearchCurve, at_budgets, at_equal_accuracy
 
 # Four samples a problem; of two problems one has 1 right sample, one has 2. A prompt costs 10 FLOPs, a sample 100.
 CURVE = SearchCurve(samples=4, right=(1, 2), prompt_flops=10.0, sample_flops=100.0)
@@ -65,3 +65,23 @@ def test_at_each_budget() -> None:
     assert [(row.budget, row.reached) for row in rows] == [(1.0, False), (4.0, True)]
     assert [row.search_accuracy for row in rows] == pytest.approx([3 / 8, 1.0])
     assert [row.queries for row in rows] == pytest.approx([500 / 50, 500 / (CURVE.flops(4) - 60)])
+
+
+# A search on a board: alone 0.2, with 16 simulations 0.4, with 64 0.5; a look costs 10 FLOPs, a simulation 10 more.
+MEASURED = MeasuredCurve((1, 16, 64), (0.2, 0.4, 0.5), (10.0, 170.0, 650.0))
+
+
+def test_a_measured_search_between_its_budgets() -> None:
+    assert [MEASURED.accuracy(budget) for budget in (0, 1, 16, 64)] == pytest.approx([0.0, 0.2, 0.4, 0.5])
+    # 4 lies half-way from 1 to 16 by its logarithm, 32 half-way from 16 to 64.
+    assert [MEASURED.accuracy(budget) for budget in (4, 32)] == pytest.approx([0.3, 0.45])
+    assert [MEASURED.flops(budget) for budget in (1, 4, 40)] == pytest.approx([10.0, 10 + 160 / 5, 410.0])
+
+
+def test_break_even_with_a_measured_search() -> None:
+    row = at_equal_accuracy(MEASURED, 0.4, student_flops=10.0, investment_flops=1600.0)
+    assert (row.budget, row.search_flops, row.queries) == pytest.approx((16.0, 170.0, 10.0))
+    assert row.reached
+    beyond = at_equal_accuracy(MEASURED, 0.9, student_flops=10.0, investment_flops=6400.0)
+    assert (beyond.budget, beyond.search_accuracy, beyond.queries) == pytest.approx((64.0, 0.5, 10.0))
+    assert not beyond.reached

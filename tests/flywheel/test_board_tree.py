@@ -14,36 +14,8 @@ from flywheel.errors import ModelError
 from flywheel.problems.hex import NOBODY, Games, parse
 from flywheel.problems.hex_solver import LOSES, WINS, Solver
 from flywheel.search.board_tree import TreeSearch
-from flywheel.seeds import generator, stream, uniform
-
-
-def network(views: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Logits and a value that look random and are a function of each view alone. No action for a swap."""
-    logits, values = [], []
-    for view in views:
-        drawn = generator(0, "network", view.astype(int).ravel().tolist())
-        # Now and then nearly sure of a move.
-        logits.append(drawn.normal(scale=drawn.choice([1.0, 5.0]), size=view[0].size))
-        values.append(math.tanh(drawn.normal()))
-    return np.array(logits, np.float32), np.array(values, np.float32)
-
-
-def knows_nothing(views: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    return np.zeros((len(views), views[0, 0].size), np.float32), np.zeros(len(views), np.float32)
-
-
-def positions(size: int, count: int, plies: int) -> Games:
-    """Games after so many random moves, those that last."""
-    games = Games(size, count)
-    for ply in range(plies):
-        noise = generator(size, "opening", ply).random((count, size**2))
-        games.play(np.where(games.legal(), noise, -1.0).argmax(axis=1))
-    return games.select(games.winners == NOBODY)
-
-
-def keys(count: int) -> npt.NDArray[np.uint64]:
-    return np.array([stream(1, "key", number) for number in range(count)], np.uint64)
-
+from flywheel.seeds import uniform
+from tests.flywheel.board_worlds import keys, knows_nothing, network, positions
 
 # An independent search, one game at a time, from the papers' formulas.
 

@@ -18,36 +18,21 @@ from flywheel.problems.hex import NOBODY, Games, parse
 from flywheel.problems.hex_solver import LOSES, WINS, Solver
 from flywheel.search import board_steps, board_tree
 from flywheel.search.board_tree import Found, TreeSearch
-from flywheel.seeds import generator, stream
-
-Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+from tests.flywheel.board_worlds import Answer, keys, knows_nothing, network, positions
 
 
-def network(views: npt.NDArray[np.float32]) -> Answer:
-    """Logits and a value that look random and are a function of each view alone. No action for a swap."""
-    logits, values = [], []
-    for view in views:
-        drawn = generator(0, "network", view.astype(int).ravel().tolist())
-        logits.append(drawn.normal(size=view[0].size))
-        values.append(math.tanh(drawn.normal()))
-    return np.array(logits, np.float32), np.array(values, np.float32)
+@pytest.fixture
+def trees(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The trees that searches have come to, as they are when the searches conclude."""
+    found: list[Any] = []
 
+    def concluding(tree: Any, *rest: Any) -> None:
+        found.append(tree)
+        conclude(tree, *rest)
 
-def knows_nothing(views: npt.NDArray[np.float32]) -> Answer:
-    return np.zeros((len(views), views[0, 0].size), np.float32), np.zeros(len(views), np.float32)
-
-
-def positions(size: int, count: int, plies: int) -> Games:
-    """Games after so many random moves, those that last."""
-    games = Games(size, count)
-    for ply in range(plies):
-        noise = generator(size, "opening", ply).random((count, size**2))
-        games.play(np.where(games.legal(), noise, -1.0).argmax(axis=1))
-    return games.select(games.winners == NOBODY)
-
-
-def keys(count: int) -> npt.NDArray[np.uint64]:
-    return np.array([stream(1, "key", number) for number in range(count)], np.uint64)
+    conclude = board_steps.conclude
+    monkeypatch.setattr(board_tree.board_steps, "conclude", concluding)
+    return found
 
 
 def same(one: Found, other: Found) -> bool:
@@ -147,17 +132,9 @@ def test_the_tree_is_that_of_an_independent_search(size: int, plies: int, simula
 @pytest.mark.parametrize("solve", [True, False])
 @pytest.mark.parametrize(("parallel", "simulations"), [(1, 40), (3, 40), (8, 64), (30, 64), (8, 5)])
 def test_what_was_lost_virtually_is_taken_back(
-    root: Any, solve: bool, parallel: int, simulations: int, monkeypatch: pytest.MonkeyPatch
+    root: Any, solve: bool, parallel: int, simulations: int, trees: list[Any]
 ) -> None:
     """Afterwards every value is the mean of what was found below, and nothing is on its way."""
-    trees = []
-
-    def concluding(tree: Any, *rest: Any) -> None:
-        trees.append(tree)
-        conclude(tree, *rest)
-
-    conclude = board_steps.conclude
-    monkeypatch.setattr(board_tree.board_steps, "conclude", concluding)
     games = positions(5, 6, 6)
     found = TreeSearch(simulations, root, solve=solve, parallel=parallel).search(games, network, keys(len(games)))
     (tree,) = trees
@@ -205,18 +182,8 @@ def test_a_won_position_is_found(root: Any, parallel: int) -> None:
 
 @pytest.mark.parametrize("root", ["gumbel", "puct"])
 @pytest.mark.parametrize(("size", "plies", "parallel"), [(3, 2, 6), (4, 8, 16), (4, 8, 1)])
-def test_whatever_is_proven_is_so(
-    size: int, plies: int, parallel: int, root: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_is_proven_is_so(size: int, plies: int, parallel: int, root: Any, trees: list[Any]) -> None:
     """At every node, by the exact solver; also where a proof comes while others are on their way."""
-    trees = []
-
-    def concluding(tree: Any, *rest: Any) -> None:
-        trees.append(tree)
-        conclude(tree, *rest)
-
-    conclude = board_steps.conclude
-    monkeypatch.setattr(board_tree.board_steps, "conclude", concluding)
     games, solver = positions(size, 12, plies), Solver(size)
     TreeSearch(600, root, parallel=parallel).search(games, network, keys(len(games)))
     proven = 0

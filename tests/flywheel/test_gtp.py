@@ -8,14 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 from flywheel.errors import EngineError, InputError
 from flywheel.problems.hex import Games, parse
 from flywheel.search.gtp import Engine, EngineResigned
-from flywheel.seeds import numbered_streams
+from tests.flywheel.board_worlds import keys
 
 ENGINE = """
 import os, subprocess, sys, time
@@ -123,10 +121,6 @@ def script(tmp_path: Path) -> Path:
 def engine(script: Path, mode: str, size: int = 3, seconds: float = 20.0) -> Engine:
     command = [sys.executable, "-I", "-S", str(script), mode, str(script.parent)]
     return Engine(command, size, name="small", seconds_a_move=seconds)
-
-
-def keys(count: int) -> npt.NDArray[np.uint64]:
-    return np.array(numbered_streams(0, "key", numbers=range(count)), np.uint64)
 
 
 def said(script: Path) -> list[str]:

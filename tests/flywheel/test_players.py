@@ -15,11 +15,8 @@ from flywheel.problems.hex import FIRST, NOBODY, SECOND, Games, parse
 from flywheel.problems.hex_solver import LOSES, WINS, Solver, promising
 from flywheel.search.board_tree import TreeSearch
 from flywheel.search.players import NetworkPlayer, PerfectPlayer, Player, RandomPlayer, SearchPlayer
-from flywheel.seeds import generator, numbered_streams
-
-
-def keys(count: int, seed: int = 1) -> npt.NDArray[np.uint64]:
-    return np.array(numbered_streams(seed, "key", numbers=range(count)), np.uint64)
+from flywheel.seeds import generator
+from tests.flywheel.board_worlds import keys, network
 
 
 def positions(size: int, count: int, most: int, seed: int = 0) -> Games:
@@ -34,16 +31,6 @@ def positions(size: int, count: int, most: int, seed: int = 0) -> Games:
                              (games.winners, moved.winners), (games.plies, moved.plies)):  # fmt: skip
             mine[wanted > ply] = theirs[wanted > ply]
     return games.select(games.winners == NOBODY)
-
-
-def network(views: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Logits and a value that look random and are a function of each view alone."""
-    logits, values = [], []
-    for view in views:
-        drawn = generator(0, "network", view.astype(int).ravel().tolist())
-        logits.append(drawn.normal(size=view[0].size))
-        values.append(np.tanh(drawn.normal()))
-    return np.array(logits, np.float32), np.array(values, np.float32)
 
 
 @cache
