@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from flywheel import params as parameters
 from flywheel.errors import InputError
 from flywheel.params import Params
+from flywheel.problems.hex_positions import load
+from flywheel.records import Problem
+from flywheel.seeds import stream
 from storage import addresses
 
 if TYPE_CHECKING:
@@ -31,6 +34,13 @@ def recipe_of(opened: Registry) -> Params:
             "--registry, such as `flywheel run --preset hex-5` makes"
         )
     return params
+
+
+def openings_of(params: Params, count: int, seed: int) -> list[Problem]:
+    """So many openings, drawn by the seed; all there are where there are fewer."""
+    section = params.problems
+    known = load(section.size, section.swap, section.shares, (section.train, 0, 0))
+    return sorted(known, key=lambda problem: stream(seed, "opening", problem.problem_id))[:count]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows import board_players
 from flywheel.errors import EngineError, InputError
 from flywheel.evaluation import arena, intervals, ratings
-from flywheel.problems.hex_positions import games_of, load
+from flywheel.problems.hex_positions import games_of
 from flywheel.seeds import stream
 
 if TYPE_CHECKING:
@@ -23,10 +23,9 @@ def tournament(
     of the names. A match that an engine ends counts with the games it has."""
     if len(names) < 2:
         raise InputError(f"got {len(names)} player, expected two or more: {board_players.KINDS}")
-    section = board_players.recipe_of(opened).problems
-    known = load(section.size, section.swap, section.shares, (section.train, 0, 0))
-    drawn = sorted(known, key=lambda problem: stream(seed, "opening", problem.problem_id))[:openings]
-    boards = games_of(drawn, section.size, section.swap)
+    params = board_players.recipe_of(opened)
+    drawn = board_players.openings_of(params, openings, seed)
+    boards = games_of(drawn, params.problems.size, params.problems.swap)
     games: list[arena.Game] = []
     pairs = []
     with board_players.players(opened, names) as players:

@@ -21,7 +21,6 @@ from flywheel.seeds import stream
 from storage import recipes
 from storage.history import history
 from storage.ledger import INVESTED
-from storage.rows import read_problems
 from storage.tables import replace_text
 from storage.views import query
 
@@ -117,8 +116,7 @@ def _against_perfect(opened: Registry, generation: int) -> dict[str, Any] | None
 def _against(opened: Registry, generation: int, budget: int, openings: int) -> Interval:
     """The share of games that a generation's network, alone, wins against generation 0 with a search."""
     params = board_players.recipe_of(opened)
-    known = read_problems(opened.layout.problems, ["train"])
-    drawn = sorted(known, key=lambda problem: stream(0, "strength", problem.problem_id))[:openings]
+    drawn = board_players.openings_of(params, openings, params.seed)
     names = [f"gen/{generation}", f"gen/0@{budget}"]
     with board_players.players(opened, names) as (new, old):
         boards = games_of(drawn, params.problems.size, params.problems.swap)
@@ -153,7 +151,7 @@ def _parameters(opened: Registry) -> int:
 
 
 def picture(document: dict[str, Any]) -> str:
-    """Blunder rates against FLOPs and against seconds of learning. SVG text."""
+    """Blunder rates against FLOPs and against seconds. SVG text."""
     import io
 
     import matplotlib as mpl

@@ -1,9 +1,9 @@
 """filter for a board game: which searched positions become labels, and what they teach.
 
-A position is a label if it was searched in full, is none of the valid or test positions (nor one of them after a half
-turn), and its reward reaches the threshold: how near the search's value came to the outcome of the game, from 0 (the
-opposite) to 1. Where few cells are empty the exact solver may have the last word: then the value is the true one, the
-policy keeps to moves that win, and the reward is 1. Moves that only carried the game on are no candidates.
+A position is a label if it was searched in full, is none of the valid or test positions (nor one that a network sees
+as the same), and its reward reaches the threshold: how near the search's value came to the outcome of the game, from 0
+(the opposite) to 1. Where few cells are empty the exact solver may have the last word: then the value is the true one,
+the policy keeps to moves that win, and the reward is 1. Moves that only carried the game on are no candidates.
 """
 
 from __future__ import annotations

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+
+import torch
 
 from flywheel.errors import ModelError
 from flywheel.models import board_net
@@ -13,7 +16,7 @@ from flywheel.params import Params
 from flywheel.records import digest
 from flywheel.search.board_tree import TreeSearch
 from tasks.models import snapshot_of
-from tasks.stage import threads, use_threads
+from tasks.stage import threads
 
 
 def shape_of(params: Params) -> BoardShape:
@@ -24,7 +27,8 @@ def shape_of(params: Params) -> BoardShape:
 
 def load(params: Params, folder: Path, snapshot: str | None = None) -> BoardNet:
     """A snapshot for the params' boards, its digest checked where one is expected. Raises ModelError."""
-    use_all_threads(params)
+    # The threads search games of their own, and each asks the network by itself.
+    torch.set_num_threads(1)
     net = _load(folder, device_for(params.execution.device), snapshot_of(folder))
     board_net.require(net.shape, params.problems.size, params.problems.swap, str(folder))
     if snapshot is not None and net.snapshot != snapshot:
@@ -40,20 +44,12 @@ def _load(folder: Path, device: str, _snapshot: str) -> BoardNet:
     return board_net.load(folder, device)
 
 
-def use_all_threads(params: Params) -> None:
-    """Give torch and the compiled search their threads."""
-    from numba import config, set_num_threads
-
-    use_threads(params.execution)
-    set_num_threads(min(threads(params.execution), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-
-
 def searching(params: Params) -> TreeSearch:
     """How the teacher searches for labels."""
     section = params.generate
     return TreeSearch(
         section.simulations,
-        section.searcher,  # type: ignore[arg-type]
+        "puct" if section.searcher == "puct" else "gumbel",
         considered=section.considered,
         exploration=section.exploration,
         noise_share=section.noise_share,
@@ -64,17 +60,7 @@ def searching(params: Params) -> TreeSearch:
 
 def playing(params: Params, budget: int) -> TreeSearch:
     """How one searches to win: without noise."""
-    section = params.generate
-    return TreeSearch(
-        budget,
-        section.searcher,  # type: ignore[arg-type]
-        considered=section.considered,
-        gumbel_scale=0.0,
-        exploration=section.exploration,
-        noise_share=0.0,
-        batch=_batch(params),
-        threads=threads(params.execution),
-    )
+    return replace(searching(params), simulations=budget, gumbel_scale=0.0, noise_share=0.0)
 
 
 def _batch(params: Params) -> int:
