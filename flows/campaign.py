@@ -19,7 +19,7 @@ from flows.progress import Tracker
 from flywheel import params as parameters
 from flywheel.errors import Interrupted, RegistryBusy
 from flywheel.params import Params, folder_name
-from storage import git, history, ledger, lock, prepare, recipes, recovery, tracking
+from storage import git, history, ledger, lock, openlineage, prepare, recipes, recovery, tracking, trust
 from storage.layout import tag_name
 from storage.registry import Registry
 
@@ -65,6 +65,9 @@ def campaign(
         # Published by recovery: cut off before, so they count; generation 0 is nobody's that was asked for.
         finished = len({number for number in opened.generations() if number > 0} - before)
         params = recipes.absolute(parameters.load(opened.layout.params, overrides))
+        trust.require(opened, params)
+        if params.execution.openlineage is not None:
+            openlineage.require()
         try:
             return _turn(opened, params, until_plateau, generations, finished, tracker)
         except Interrupted:
@@ -89,7 +92,7 @@ def _send_records(opened: Registry, tracker: Tracker) -> None:
         texts = git.read_many(opened.root, [f"{tag}:metrics.json", f"{tag}:params.yaml"])
         metrics, params = (yaml.safe_load(text or b"") or {} for text in texts)
         lineage = history.published(opened, number)
-        tracking.queue(layout, lineage, metrics, params, tagged.run, tag, None, 0.0)
+        tracking.queue(layout, lineage, metrics, params, tagged.run, tag, None, 0.0, tagged.object)
     sent = tracking.send_queued(layout)
     if sent:
         tracker.note(f"sent to MLflow what had waited: {', '.join(tag_name(number) for number in sent)}")

@@ -24,7 +24,7 @@ app = typer.Typer(
 COMMANDS = (
     running.init, running.run, running.status,
     reading.history, reading.query, reading.lineage,
-    changing.rollback, changing.undo,
+    changing.rollback, changing.undo, changing.recover, changing.upgrade,
     services.schedule, services.up, services.down,
     reading.report,
     data.export,

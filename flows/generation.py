@@ -19,7 +19,8 @@ from flows import display, stages, stop
 from flows.progress import Step, Tracker
 from flywheel import __version__
 from flywheel import params as parameters
-from storage import history, ledger, prepare, publish, tracking
+from flywheel.params import Params
+from storage import history, ledger, openlineage, prepare, publish, tracking
 from storage.layout import Layout, tag_name
 from storage.registry import Registry
 from storage.tables import replace_text
@@ -76,7 +77,9 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
         tag,
         flow_run.id,
         seconds,
+        publish.tag_object(opened, params.generation),
     )
+    _tell_openlineage(opened, params, tracker)
     row = next(row for row in history.history(opened) if row["generation"] == params.generation)
     row["seconds"] = {**worked, "total": time.monotonic() - start}
     create_markdown_artifact(display.markdown([row]), key=f"generation-{params.generation}", description=tag)
@@ -85,6 +88,18 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
     replace_text(layout.local / "publishing.json", json.dumps(told))
     row["seconds"]["total"] = time.monotonic() - start
     return row
+
+
+def _tell_openlineage(opened: Registry, params: Params, tracker: Tracker) -> None:
+    """Events are a view, as MLflow's records are: a file that cannot be written stops nothing, and
+    `flywheel lineage --openlineage` writes all of them later."""
+    if params.execution.openlineage is None:
+        return
+    path = opened.root / params.execution.openlineage
+    try:
+        openlineage.emit(opened, params.generation, path)
+    except OSError as error:
+        tracker.note(f"OpenLineage events were not written to {path} ({error.strerror or error})")
 
 
 def _record_publishing(layout: Layout, generation: int) -> None:

@@ -180,6 +180,21 @@ class Generate(Section):
     """Problems a batch unit: they are padded and sampled together, so this is part of the recipe. Hex: the games
     of so many openings are played side by side."""
 
+    @field_validator("teacher")
+    @classmethod
+    def _without_credentials(cls, value: str) -> str:
+        """Params are committed: whoever reads the registry would read a key in them."""
+        head, scheme, rest = value.partition("://")
+        if scheme and head in {"http", "https"}:
+            place = rest.partition("/")[0]
+            if "@" in place or "?" in rest:
+                host = place.rpartition("@")[2].partition("?")[0]
+                raise ValueError(
+                    f"the address of the server at {host} holds a user, a password or a query, and params are kept in "
+                    "git; leave them out and set OPENAI_API_KEY in the environment"
+                )
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.searcher in {"beam", "dvts"} and self.samples % self.width and self.samples > 1:
@@ -424,6 +439,8 @@ class Execution(Section):
     """Processes that run a user's reward function."""
     training_processes: PositiveInt = 1
     """Processes that training is spread over by accelerate's launcher (several GPUs); part of `numerics`."""
+    openlineage: str | None = None
+    """A file to which each published generation appends its OpenLineage events (extra `openlineage`)."""
     on_failure: str | None = None
     """A command run when a generation fails; it finds FLYWHEEL_REGISTRY, _GENERATION and _ERROR in its environment."""
 

@@ -66,13 +66,13 @@ def setting(root: Path, section: str, option: str) -> str | None:
 
 def lock_outputs(text: str) -> dict[str, Output]:
     """Outputs of a `dvc.lock`, by path, in order of the path."""
-    stages = (_yaml(text, "dvc.lock").get("stages") or {}).values()
+    stages = (yaml_mapping(text, "dvc.lock").get("stages") or {}).values()
     return {entry["path"]: _output(entry) for entry in sorted(_outs(stages), key=lambda entry: str(entry["path"]))}
 
 
 def pointed(text: str, name: str = "parent.dvc") -> Output:
     """The output of a `parent.dvc` or `judge.dvc`."""
-    return _output(_outs([_yaml(text, name)])[0])
+    return _output(_outs([yaml_mapping(text, name)])[0])
 
 
 def pointer_text(output: Output, path: str) -> str:
@@ -83,7 +83,7 @@ def pointer_text(output: Output, path: str) -> str:
 def without_stages(text: str, kept: set[str]) -> str:
     """A `dvc.lock` without entries of stages other than `kept`; as it was where there are none. DVC leaves the entry of
     a stage that its dvc.yaml no longer has."""
-    values = _yaml(text, "dvc.lock")
+    values = yaml_mapping(text, "dvc.lock")
     stages = values.get("stages") or {}
     if set(stages) <= kept:
         return text
@@ -159,7 +159,8 @@ def _output(entry: dict[str, Any]) -> Output:
     return Output(str(entry["path"]), md5, int(entry.get("size", 0)), int(entry.get("nfiles", 1)), cached)
 
 
-def _yaml(text: str, name: str) -> dict[str, Any]:
+def yaml_mapping(text: str, name: str) -> dict[str, Any]:
+    """A YAML file of the registry. Raises RegistryError where it is none."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         value = yaml.load(text, Loader=loader)

@@ -156,19 +156,19 @@ def parse_trailers(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def commits_with(root: Path, trailer: str, newest: int | None = None) -> list[Commit]:
-    """Commits of HEAD's first-parent line that carry `trailer`, newest first."""
+def commits_with(root: Path, *trailers: str, newest: int | None = None) -> list[Commit]:
+    """Commits of HEAD's first-parent line that carry one of `trailers`, newest first."""
     if attempt(root, "rev-parse", "-q", "--verify", "HEAD^{commit}") is None:
         return []
     limit = [f"--max-count={newest}"] if newest is not None else []
     form = "--format=%H%n%(trailers:only,unfold)%x00"
-    text = run(root, "log", "--first-parent", *limit, f"--grep=^{trailer}: ", form, "HEAD")
+    text = run(root, "log", "--first-parent", *limit, *(f"--grep=^{name}: " for name in trailers), form, "HEAD")
     commits = []
     for record in text.split("\0"):
         sha, _, body = record.strip().partition("\n")
         if sha:
             commits.append(Commit(sha, parse_trailers(body)))
-    return [commit for commit in commits if trailer in commit.trailers]
+    return [commit for commit in commits if any(name in commit.trailers for name in trailers)]
 
 
 def message(subject: str, trailers: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What was published, read with git alone: three child processes however many generations there are.
+"""What was published, read with git alone: a handful of child processes however many generations there are.
 
 Imports neither DVC, MLflow, Prefect nor torch, so that reading commands answer at once. Readers go by tags: a commit
 without its tag is not published.
@@ -14,6 +14,7 @@ from flywheel.errors import RegistryError
 from flywheel.params import folder_name
 from storage import git
 from storage.cache import cache_path as cache_path
+from storage.changes import changed_params
 from storage.layout import tag_name
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Tagged:
     commit: str
     run: str
     code_revision: str
+    object: str
+    """The id of the tag itself."""
 
 
 def tagged(registry: Registry) -> dict[int, Tagged]:
@@ -58,6 +61,7 @@ def tagged(registry: Registry) -> dict[int, Tagged]:
             commit or own,
             values.get("Flywheel-Run", ""),
             values.get("Code-Revision", ""),
+            own,
         )
     return dict(sorted(found.items()))
 
@@ -67,19 +71,27 @@ def history(registry: Registry) -> list[dict[str, Any]]:
 
     {generation, tag, parent, status: current|ancestor|abandoned, labels: number kept, teacher: snapshot, student:
     snapshot, metrics: metrics.json, flops by kind, stages: executed FLOPs by stage, mlflow_run, prefect_flow_run,
-    reason, champion: number, promoted, commit}. `reason` is that of the rollback which abandoned it, or why it did
-    not become champion, else None.
+    reason, why, changed, champion: number, promoted, commit}. `reason` is that of the rollback or exclusion which
+    abandoned it, or why it did not become champion, else None; `why` says where it goes on from, `changed` which params
+    differ from its parent's: {dotted key: [before, now]}.
     """
     tags = tagged(registry)
     current = registry.head_generation()
     line = set(_chain(tags, current))
-    abandoned = _reasons(registry, tags)
-    names = [f"{tag_name(g)}:{path}" for g in tags for path in (f"lineage/{folder_name(g)}.json", "metrics.json")]
-    texts = git.read_many(registry.root, names)
+    commits = git.commits_with(registry.root, "Flywheel-Generation", "Flywheel-Rollback")[::-1]
+    abandoned, origins = _reasons(commits, tags), _origins(commits)
+    files = ("metrics.json", "params.yaml")
+    names = [f"{tag_name(g)}:{path}" for g in tags for path in (f"lineage/{folder_name(g)}.json", *files)]
+    texts = dict(zip(names, git.read_many(registry.root, names), strict=True))
     rows = []
-    for index, (generation, tag) in enumerate(tags.items()):
-        lineage = _json(names[2 * index], texts[2 * index])
-        metrics = _json(names[2 * index + 1], texts[2 * index + 1])
+    for generation, tag in tags.items():
+        name = tag_name(generation)
+        lineage, metrics = (
+            _json(path, texts[path])
+            for path in (f"{name}:lineage/{folder_name(generation)}.json", f"{name}:metrics.json")
+        )
+        before = texts[f"{tag_name(tag.parent)}:params.yaml"] if tag.parent is not None else None
+        changed = changed_params(before, texts[f"{name}:params.yaml"] or b"") if before is not None else {}
         runs = _runs(registry, generation)
         status = "current" if generation == current else "ancestor" if generation in line else "abandoned"
         rows.append(
@@ -97,6 +109,8 @@ def history(registry: Registry) -> list[dict[str, Any]]:
                 "mlflow_run": runs.get("mlflow_run"),
                 "prefect_flow_run": runs.get("prefect_flow_run"),
                 "reason": abandoned.get(generation) if status == "abandoned" else _not_promoted(lineage, metrics),
+                "why": _why(tag.parent, origins.get(generation)),
+                "changed": changed,
                 "champion": lineage["champion"]["generation"],
                 "promoted": lineage["champion"]["promoted"],
                 "commit": tag.commit,
@@ -136,15 +150,44 @@ def _chain(tags: dict[int, Tagged], generation: int | None) -> list[int]:
     return chain[::-1]
 
 
-def _reasons(registry: Registry, tags: dict[int, Tagged]) -> dict[int, str]:
-    """Why each generation was left behind: the reason of the newest rollback that left it."""
+def _reasons(commits: list[git.Commit], tags: dict[int, Tagged]) -> dict[int, str]:
+    """Why each generation was left behind: the reason of the newest rollback that left it. `commits`: oldest first."""
     reasons = {}
-    for commit in reversed(git.commits_with(registry.root, "Flywheel-Rollback")):
+    for commit in commits:
+        if "Flywheel-Rollback" not in commit.trailers:
+            continue
         source, target = int(commit.trailers["Flywheel-From"]), int(commit.trailers["Flywheel-Rollback"])
         if source in tags and target in tags:
             left = set(_chain(tags, source)) - set(_chain(tags, target))
-            reasons.update(dict.fromkeys(left, commit.trailers.get("Flywheel-Reason", "")))
+            model, reason = commit.trailers.get("Flywheel-Exclude"), commit.trailers.get("Flywheel-Reason", "")
+            reasons.update(dict.fromkeys(left, f"model/{model[:12]} excluded: {reason}" if model else reason))
     return reasons
+
+
+def _origins(commits: list[git.Commit]) -> dict[int, dict[str, str]]:
+    """The trailers of the rollback or exclusion right before each generation that there was one before."""
+    origins, last = {}, None
+    for commit in commits:
+        if "Flywheel-Rollback" in commit.trailers:
+            last = commit.trailers
+        elif commit.trailers["Flywheel-Generation"].isdigit() and last is not None:
+            origins[int(commit.trailers["Flywheel-Generation"])] = last
+            last = None
+    return origins
+
+
+def _why(parent: int | None, origin: dict[str, str] | None) -> str:
+    if parent is None:
+        return "the seed"
+    on = f"goes on from {tag_name(parent)}"
+    if origin is None or int(origin["Flywheel-Rollback"]) != parent:
+        return on
+    model, reason = origin.get("Flywheel-Exclude"), origin.get("Flywheel-Reason", "")
+    if model is not None:
+        return f"{on}, model/{model[:12]} being excluded: {reason}"
+    if "Flywheel-Undo" in origin:
+        return f"{on}, to which {reason} returned"
+    return f"{on}, rolled back to from {tag_name(int(origin['Flywheel-From']))}: {reason}"
 
 
 def _not_promoted(lineage: dict[str, Any], metrics: dict[str, Any]) -> str | None:

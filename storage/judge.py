@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from storage.registry import Registry
 
 
-def choose(registry: Registry, params: Params) -> dict[str, Any] | None:
-    """What lineage/judge.json says, or None where the generation needs no judge, or may go without.
+def choose(registry: Registry, params: Params, excluded: set[str]) -> dict[str, Any] | None:
+    """What lineage/judge.json says, or None where the generation needs no judge, or may go without; never a model of
+    `excluded`.
 
     {"snapshot", "generation", "source": `gen/0003/reward_model`, "judges": whether the search is judged by it; if not,
     the next reward model starts from it}. Raises ConfigError where the search needs one and no ancestor trained one.
@@ -41,7 +42,8 @@ def choose(registry: Registry, params: Params) -> dict[str, Any] | None:
         return None
     line = window(registry, params.parent)
     lineages = published_many(registry, line)
-    trained = [number for number in line if "reward_model" in lineages[number]]
+    made = {number: lineages[number].get("reward_model") for number in line}
+    trained = [number for number, model in made.items() if model is not None and model["snapshot"] not in excluded]
     if not trained:
         if judges:
             raise _none(

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from flywheel.params import folder_name
 
-REGISTRY_VERSION = 1
+REGISTRY_VERSION = 2
+"""2: commits anchor the tag before them, tables are of schema version 2; `storage.upgrade` leads here from 1."""
 TABLE_FOLDERS = ("problems", "attempts", "training", "evaluations")
 OUTPUTS = (*TABLE_FOLDERS, "student", "labels")
 SUPERVISED = ("supervision", "reward_model")

@@ -40,6 +40,7 @@ def log_generation(
     tag: str,
     prefect_flow_run: str | None,
     seconds: float,
+    tag_object: str = "",
 ) -> str:
     """Make or complete the MLflow run of a generation and move the alias; the run's id. See `tracking.record`."""
     experiment = experiment_of(client)
@@ -47,7 +48,11 @@ def log_generation(
     if found and found[0].info.status == "FINISHED":
         run_id = str(found[0].info.run_id)
     else:
-        run_id = str(found[0].info.run_id) if found else _new_run(client, experiment, published, run, tag, seconds)
+        run_id = (
+            str(found[0].info.run_id)
+            if found
+            else _new_run(client, experiment, published, run, tag, seconds, tag_object)
+        )
         if prefect_flow_run:
             client.set_tag(run_id, "prefect_flow_run", prefect_flow_run)
         _log_numbers(client, run_id, published, metrics, params, seconds)
@@ -68,7 +73,9 @@ def move_alias(client: Any, snapshot: str) -> bool:
     return True
 
 
-def _new_run(client: Any, experiment: str, published: dict[str, Any], run: str, tag: str, seconds: float) -> str:
+def _new_run(
+    client: Any, experiment: str, published: dict[str, Any], run: str, tag: str, seconds: float, tag_object: str
+) -> str:
     generation = int(published["generation"])
     started = int((time.time() - seconds) * 1000)
     tags: dict[str, str] = {
@@ -76,6 +83,7 @@ def _new_run(client: Any, experiment: str, published: dict[str, Any], run: str, 
         "Flywheel-Generation": str(generation),
         "Flywheel-Parent": str(published.get("parent")),
         "Flywheel-Tag": tag,
+        **({"Flywheel-Tag-Object": tag_object} if tag_object else {}),
         "promoted": str(bool(published["champion"].get("promoted"))).lower(),
     }
     tags |= {role: str(published[role]["snapshot"]) for role in ("judge", "reward_model") if role in published}

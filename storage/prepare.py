@@ -19,7 +19,7 @@ import yaml
 from flywheel.errors import ConfigError, FlywheelError, RegistryBusy, RegistryError
 from flywheel.params import Params, dump, folder_name
 from flywheel.records import digest
-from storage import cache, dvc, git, judge, lock, recipes
+from storage import cache, dvc, exclusions, git, judge, lock, recipes
 from storage.history import published, published_many, window
 from storage.layout import SUPERVISED, tag_name
 from storage.registry import SHARED, ignored_lines, json_text, read_state, write_state
@@ -46,18 +46,23 @@ def begin(
     """
     with lock.ensure(registry, "prepare a generation"):
         registry.check_clean()
+        registry.require_newest_version()
         parent = registry.head_generation()
         params = params.for_generation(registry.next_generation(), parent)
         before = published(registry, parent) if parent is not None else None
+        out = exclusions.read(registry)
         _require_same_ground(registry, params)
         # All that can be refused comes before anything is dropped or written.
+        if parent is not None and before is not None:
+            exclusions.require_clean(out, parent, before)
         documents = {
-            "judge": judge.choose(registry, params),
+            "judge": judge.choose(registry, params, exclusions.models(out)),
             "teacher": _teacher(params, before, external_teacher, solver_snapshot),
             "champion": _champion(registry, before),
-            "window": _window(registry, params),
+            "window": _window(registry, params, out),
             "tried": _tried(registry, params),
         }
+        _require_not_excluded(documents["teacher"], out)
         entry = _decide(registry, params)
         entry = _place_recipe(registry, entry, params, documents["judge"] is not None)
         _place_parent(registry, entry, before, make_base)
@@ -226,6 +231,18 @@ def _teacher_document(kind: str, snapshot: str, generation: int | None, source: 
     return {"kind": kind, "snapshot": snapshot, "generation": generation, "source": source, "verified": verified}
 
 
+def _require_not_excluded(teacher: dict[str, Any] | None, out: list[exclusions.Exclusion]) -> None:
+    assert teacher is not None
+    if entry := next((entry for entry in out if teacher["snapshot"] in entry.models), None):
+        raise ConfigError(
+            [
+                f"generate.teacher: {teacher['source']} is model/{teacher['snapshot'][:12]}, which is excluded "
+                f"({entry.reason}); name another, or take the exclusion back with `flywheel undo`"
+            ],
+            "the recipe",
+        )
+
+
 def _champion(registry: Registry, before: dict[str, Any] | None) -> dict[str, Any]:
     """The champion, what it reached on valid and, from its table `outcomes`, which valid problems it solves at once."""
     if before is None:
@@ -253,9 +270,11 @@ def _champion(registry: Registry, before: dict[str, Any] | None) -> dict[str, An
     }
 
 
-def _window(registry: Registry, params: Params) -> dict[str, Any]:
-    """Labels tables of the generations before this one that its student may learn from, oldest first."""
+def _window(registry: Registry, params: Params, out: list[exclusions.Exclusion]) -> dict[str, Any]:
+    """Labels tables of the generations before this one that its student may learn from, oldest first, and the models
+    whose labels in them it may not."""
     older = window(registry, params.parent) if params.parent is not None else []
+    older = sorted([*older, *exclusions.kept(exclusions.applying(out, older), older)])
     if params.filter.window is not None:
         older = older[len(older) - min(len(older), params.filter.window - 1) :]
     lineages = published_many(registry, older)
@@ -271,7 +290,8 @@ def _window(registry: Registry, params: Params) -> dict[str, Any]:
         for tables in [lineages[number]["tables"]]
     ]
     _require_files(registry, [file for row in rows for name in ("files", "targets") for file in row.get(name, [])])
-    return {"generations": rows}
+    excluded = {"excluded": sorted(exclusions.models(out))} if out else {}
+    return {"generations": rows, **excluded}
 
 
 def _tried(registry: Registry, params: Params) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from storage import cache, dvc, git, lock
 from storage.layout import SUPERVISED, tag_name
 from storage.prepare import unfinished
 from storage.registry import json_text, recorded_paths, write_state
-from storage.schemas import table_folders, tables_of
+from storage.schemas import SCHEMA_VERSION, table_folders, tables_of
 from storage.tables import file_md5, replace_text
 
 if TYPE_CHECKING:
@@ -82,6 +82,12 @@ def tag_head(registry: Registry, generation: int) -> None:
     commit = git.commits_with(registry.root, "Flywheel-Generation", newest=1)[0]
     assert int(commit.trailers["Flywheel-Generation"]) == generation
     git.run(registry.root, "tag", "-a", "-m", f"Generation {generation}", tag_name(generation), commit.sha)
+
+
+def tag_object(registry: Registry, generation: int) -> str:
+    """The object id of a generation's annotated tag; the next commit and MLflow hold it, so that a tag that was moved
+    or made anew is found."""
+    return git.run(registry.root, "rev-parse", f"refs/tags/{tag_name(generation)}")
 
 
 def close(registry: Registry, generation: int) -> None:
@@ -201,7 +207,7 @@ def _lineage(registry: Registry, params: Params, outputs: dict[str, cache.Output
         made["reward_model"] = {**_model(registry, "supervision/snapshots", "reward"), "judges": judges}
     judge = layout.lineage / "judge.json"
     return {
-        "version": 1,
+        "version": SCHEMA_VERSION,
         "generation": generation,
         "parent": params.parent,
         "teacher": _read(layout.lineage / "teacher.json"),
@@ -287,6 +293,7 @@ def _commit(registry: Registry, params: Params, entry: dict[str, Any], code_revi
         "Flywheel-Generation": str(generation),
         "Flywheel-Parent": "none" if params.parent is None else str(params.parent),
         "Flywheel-Run": str(entry["run"]),
+        **({"Flywheel-Previous-Tag": tag_object(registry, generation - 1)} if generation else {}),
         "Code-Revision": code_revision,
     }
     text = git.message(f"Publish generation {generation}", trailers)

@@ -111,6 +111,18 @@ class Registry:
             )
         return Registry(root)
 
+    def version(self) -> int:
+        """The registry version that flywheel.json states."""
+        return int(json.loads(self.layout.marker.read_text(encoding="utf-8"))["registry_version"])
+
+    def require_newest_version(self) -> None:
+        """Raise RegistryError for a registry of an earlier version, which is read but not written."""
+        if (version := self.version()) < REGISTRY_VERSION:
+            raise RegistryError(
+                f"{self.root} has registry version {version}; to go on in it, bring it to {REGISTRY_VERSION} with "
+                "`flywheel upgrade` (`flywheel upgrade --undo` takes that back); reading it needs nothing"
+            )
+
     def generations(self) -> list[int]:
         """Published generations: those with a tag, in order."""
         names = git.run(self.root, "for-each-ref", "--format=%(refname:short)", "refs/tags/gen/").split()

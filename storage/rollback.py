@@ -1,9 +1,11 @@
-"""Going back to a published generation, and undoing that. Nothing is deleted and no number is used again.
+"""Going back to a published generation, leaving a bad model behind, and undoing either. Nothing is deleted and no
+number is used again.
 
 A rollback is a new commit with the target's recorded files (the ledger stays: spent is spent); the worktree's folders
 follow. What is intended stands in `.flywheel/state.json` from before the first change to after the last, so that a
 kill in between is finished or undone by `storage.recovery`. After a rollback from 7 to 4 the next generation is 8 with
-parent 4.
+parent 4. An exclusion is a rollback to the newest generation that is clean of a model, and an entry in
+`exclusions.json` by which later windows keep the clean labels and leave out the others (`storage.exclusions`).
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import FlywheelError, InputError, StorageFull
-from storage import cache, dvc, git, lock
+from storage import cache, dvc, exclusions, git, lock
+from storage.addresses import Address, resolve
 from storage.history import published_many, window
 from storage.layout import SUPERVISED, tag_name
 from storage.registry import read_state, recorded_paths, require_generation, write_state
+from storage.tables import replace_text
 
 if TYPE_CHECKING:
     from storage.registry import Registry
@@ -33,6 +37,11 @@ def plan(registry: Registry, generation: int) -> dict[str, Any]:
     tag = require_generation(registry, generation)
     if current is None or current == generation:
         raise InputError(f"the registry already stands at {tag}; name an earlier generation to go back to")
+    return _plan(registry, current, generation)
+
+
+def _plan(registry: Registry, current: int, generation: int) -> dict[str, Any]:
+    tag = tag_name(generation)
     old, new = window(registry, current), window(registry, generation)
     lineages = published_many(registry, sorted({*old, *new}))
     dropped = [number for number in old if number not in new]
@@ -65,23 +74,90 @@ def rollback(registry: Registry, generation: int, reason: str) -> dict[str, Any]
     Raises InputError as `plan` does and for an empty reason, RegistryBusy for files edited by hand, FlywheelError if
     objects of the target can neither be found nor fetched. A generation in progress is dropped.
     """
-    return _go(registry, generation, reason, None)
+    with lock.ensure(registry, f"roll back to {tag_name(generation)}"):
+        _ready(registry, reason)
+        planned = plan(registry, generation)
+        held = exclusions.read(registry)
+        exclusions.require_clean(held, generation, published_many(registry, [generation])[generation])
+        return _go(registry, planned, reason, {})
+
+
+def plan_exclusion(registry: Registry, model: str, reason: str = "") -> dict[str, Any]:
+    """What `exclude` would do; changes nothing.
+
+    As `plan`, with "model", "models_excluded": it and all that came of it, "rows_dropped" and "rows_kept": label rows
+    that later students may no longer or still learn from, "labels_kept": generations that are left and whose clean
+    labels stay. Raises InputError for a model that no generation made or used, that is excluded already, or that
+    leaves no clean generation.
+    """
+    return _plan_exclusion(registry, model, reason)[1]
+
+
+def exclude(registry: Registry, model: str, reason: str) -> dict[str, Any]:
+    """Put the labels that `model` (a digest or a unique prefix) made, and all that came of them, out of every later
+    generation, and go back to the newest clean one; what `plan_exclusion` says, with "reason" and "commit".
+
+    Raises as `plan_exclusion` and `rollback` do.
+    """
+    with lock.ensure(registry, f"exclude model/{model[:12]}"):
+        _ready(registry, reason)
+        entry, planned = _plan_exclusion(registry, model, reason)
+        entries = [*exclusions.read(registry), entry]
+        return _go(registry, planned, reason, {"Flywheel-Exclude": entry.model}, exclusions.text(entries))
+
+
+def _plan_exclusion(registry: Registry, model: str, reason: str) -> tuple[exclusions.Exclusion, dict[str, Any]]:
+    digest = resolve(registry, Address("model", None, model)).digest
+    assert digest is not None
+    if held := next((held for held in exclusions.read(registry) if digest in held.models), None):
+        raise InputError(f"model/{digest[:12]} is excluded already, with model/{held.model[:12]}: {held.reason}")
+    entry, rows = exclusions.find(registry, digest, reason)
+    planned = {
+        **_plan(registry, entry.source, entry.to),
+        "model": digest,
+        "models_excluded": list(entry.models),
+        "rows_dropped": rows["dropped"],
+        "rows_kept": rows["kept"],
+        "labels_kept": list(entry.labels_kept),
+    }
+    return entry, planned
 
 
 def undo(registry: Registry) -> dict[str, Any]:
-    """Return to the generation that the last rollback left; as `rollback`. Each rollback is undone at most once.
+    """Take the last rollback or exclusion back: return to the generation that it left; as `rollback`. Each is undone
+    at most once.
 
     Raises InputError where there is nothing to undo.
     """
-    undone = set()
-    for commit in git.commits_with(registry.root, "Flywheel-Rollback"):
-        if "Flywheel-Undo" in commit.trailers:
-            undone.add(commit.trailers["Flywheel-Undo"])
-        elif commit.sha not in undone:
-            target = commit.trailers["Flywheel-Rollback"]
-            reason = f"undo of the rollback to {tag_name(int(target))}"
-            return _go(registry, int(commit.trailers["Flywheel-From"]), reason, commit.sha)
+    with lock.ensure(registry, "undo"):
+        undone = set()
+        for commit in git.commits_with(registry.root, "Flywheel-Rollback"):
+            if "Flywheel-Undo" in commit.trailers:
+                undone.add(commit.trailers["Flywheel-Undo"])
+            elif commit.sha not in undone:
+                return _take_back(registry, commit)
     raise InputError("there is nothing to undo: no rollback was made since the last one was undone")
+
+
+def _take_back(registry: Registry, commit: git.Commit) -> dict[str, Any]:
+    target, model = commit.trailers["Flywheel-Rollback"], commit.trailers.get("Flywheel-Exclude")
+    what = f"rollback to {tag_name(int(target))}" if model is None else f"exclusion of model/{model[:12]}"
+    reason = f"undo of the {what}"
+    _ready(registry, reason)
+    current, source = registry.head_generation(), int(commit.trailers["Flywheel-From"])
+    assert current is not None
+    if current != source:
+        planned = plan(registry, source)
+    elif model is not None:
+        planned = _plan(registry, current, source)
+    else:
+        raise InputError(f"the registry already stands at {tag_name(source)}, which the last rollback left")
+    text = None
+    if model is not None:
+        # Later ones were undone before, so the file is what it was before this one.
+        before = git.read_many(registry.root, [f"{commit.sha}^:{exclusions.FILE}"])[0]
+        text = (before or exclusions.text([]).encode()).decode()
+    return _go(registry, planned, reason, {"Flywheel-Undo": commit.sha}, text)
 
 
 def settle(registry: Registry) -> str | None:
@@ -95,35 +171,62 @@ def settle(registry: Registry) -> str | None:
         write_state(registry, rollback=None)
         return f"finished the rollback to {tag}"
     _restore(registry, "HEAD")
+    _restore_exclusions(registry)
     write_state(registry, rollback=None)
     return f"took back a rollback to {tag} that was cut off before its commit; ask for it again"
 
 
-def _go(registry: Registry, generation: int, reason: str, undoes: str | None) -> dict[str, Any]:
+def _ready(registry: Registry, reason: str) -> None:
     if not reason.strip():
         raise InputError("got an empty reason; say why, history keeps it (--reason TEXT)")
-    with lock.ensure(registry, f"roll back to {tag_name(generation)}"):
+    registry.require_newest_version()
+    settle(registry)
+    registry.check_clean()
+
+
+def _go(
+    registry: Registry, planned: dict[str, Any], reason: str, trailers: dict[str, str], excluded: str | None = None
+) -> dict[str, Any]:
+    """Carry out a plan: `trailers` and the text of exclusions.json are what sets an exclusion and an undo apart."""
+    generation = planned["to"]
+    _check_reachable(registry, planned)
+    base = git.run(registry.root, "rev-parse", "HEAD")
+    write_state(registry, unfinished=None, rollback={"from": planned["from"], "to": generation, "base": base})
+    if planned["unfinished"] is not None:
+        shutil.rmtree(registry.layout.work(planned["unfinished"]), ignore_errors=True)
+    _restore(registry, tag_name(generation))
+    if planned["bytes_to_fetch"]:
+        _fetch(registry, generation)
+    if excluded is not None:
+        replace_text(registry.root / exclusions.FILE, excluded)
+        git.run(registry.root, "add", "--", exclusions.FILE)
+    named = {
+        "Flywheel-Rollback": str(generation),
+        "Flywheel-From": str(planned["from"]),
+        "Flywheel-Reason": reason,
+        **trailers,
+    }
+    text = git.message(f"Roll back to generation {generation}", named)
+    git.run(registry.root, "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", "-", stdin=text)
+    commit = git.run(registry.root, "rev-parse", "HEAD")
+    try:
         settle(registry)
-        registry.check_clean()
-        planned = plan(registry, generation)
-        _check_reachable(registry, planned)
-        trailers = {
-            "Flywheel-Rollback": str(generation),
-            "Flywheel-From": str(planned["from"]),
-            "Flywheel-Reason": reason,
-            **({"Flywheel-Undo": undoes} if undoes else {}),
-        }
-        base = git.run(registry.root, "rev-parse", "HEAD")
-        write_state(registry, unfinished=None, rollback={"from": planned["from"], "to": generation, "base": base})
-        if planned["unfinished"] is not None:
-            shutil.rmtree(registry.layout.work(planned["unfinished"]), ignore_errors=True)
-        _restore(registry, tag_name(generation))
-        if planned["bytes_to_fetch"]:
-            _fetch(registry, generation)
-        text = git.message(f"Roll back to generation {generation}", trailers)
-        git.run(registry.root, "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", "-", stdin=text)
-        settle(registry)
-        return {**planned, "reason": reason, "commit": git.run(registry.root, "rev-parse", "HEAD")}
+    except (FlywheelError, OSError) as error:
+        raise FlywheelError(
+            f"the rollback to {tag_name(generation)} is committed ({commit[:12]}: labels, params and champion are "
+            f"those of {tag_name(generation)}), but the folders of models and tables did not follow: {error}. Mend "
+            "that, then finish it with `flywheel recover`; nothing is lost"
+        ) from error
+    return {**planned, "reason": reason, "commit": commit}
+
+
+def _restore_exclusions(registry: Registry) -> None:
+    path = registry.root / exclusions.FILE
+    if git.attempt(registry.root, "cat-file", "-e", f"HEAD:{exclusions.FILE}") is not None:
+        git.run(registry.root, "restore", "--source=HEAD", "--staged", "--worktree", "--", exclusions.FILE)
+    elif path.exists():
+        git.run(registry.root, "rm", "-q", "--cached", "--ignore-unmatch", "--", exclusions.FILE)
+        path.unlink()
 
 
 def _restore(registry: Registry, source: str) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: `trained_on` says of which generation each label is."""
 
 
 def _schema(name: str, key: str, fields: list[pa.Field]) -> pa.Schema:
@@ -138,10 +139,13 @@ TRAINED_ON = _schema(
     [
         _required("snapshot", _text),
         _required("label_id", _text),
+        _required("generation", _int),
         _required("weight", _float),
         _required("epochs", _float),
     ],
 )
+
+"""What a model learned from: policies from labels, reward models from step labels. `generation`: the label's."""
 
 EVALUATIONS = _schema(
     "evaluations",

@@ -36,15 +36,18 @@ def record(
     tag: str,
     prefect_flow_run: str | None,
     seconds: float,
+    tag_object: str = "",
 ) -> str:
     """Record a published generation; the id of its MLflow run. Doing it twice makes one run.
 
     `published` is lineage/NNNN.json; `metrics` is metrics.json or any nesting of numbers (`valid/greedy`); `params` are
-    flattened to dotted keys; `run` is the commit's Flywheel-Run; `seconds` the generation's wall time. A metric's `@`
-    becomes `_at_` (`test/best_at_16`): MLflow refuses `@`. Raises MLflow's, SQLAlchemy's and the system's errors.
+    flattened to dotted keys; `run` is the commit's Flywheel-Run; `seconds` the generation's wall time; `tag_object`
+    the id of the tag itself, by which a tag moved later is found. A metric's `@` becomes `_at_` (`test/best_at_16`):
+    MLflow refuses `@`. Raises MLflow's, SQLAlchemy's and the system's errors.
     """
     client = mlflow.writable_client(layout)
-    run_id = mlflow_run.log_generation(client, published, metrics, params, run, tag, prefect_flow_run, seconds)
+    told = (published, metrics, params, run, tag, prefect_flow_run, seconds, tag_object)
+    run_id = mlflow_run.log_generation(client, *told)
     _note(layout, int(published["generation"]), run_id, prefect_flow_run, seconds)
     return run_id
 
@@ -58,6 +61,7 @@ def queue(
     tag: str,
     prefect_flow_run: str | None,
     seconds: float,
+    tag_object: str = "",
 ) -> None:
     """Keep what `record` would be told in .flywheel/queue/NNNN.json."""
     generation = int(published["generation"])
@@ -69,6 +73,7 @@ def queue(
         "tag": tag,
         "prefect_flow_run": prefect_flow_run,
         "seconds": seconds,
+        "tag_object": tag_object,
     }
     replace_text(_queue(layout) / f"{folder_name(generation)}.json", json.dumps(body) + "\n")
     _note(layout, generation, None, prefect_flow_run, seconds)
@@ -83,9 +88,10 @@ def record_or_queue(
     tag: str,
     prefect_flow_run: str | None,
     seconds: float,
+    tag_object: str = "",
 ) -> str | None:
     """Send what waits, then record; None if the store could not take it, so that it waits in the queue now."""
-    told = (published, metrics, params, run, tag, prefect_flow_run, seconds)
+    told = (published, metrics, params, run, tag, prefect_flow_run, seconds, tag_object)
     send_queued(layout)
     if pending(layout):  # the store is still away, and order matters: the alias goes to the last champion
         queue(layout, *told)

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ _KNOWN = {**TABLES, **SUPERVISION, **BOARDS}
 _BATCH_ROWS = 2048
 _NEWEST_ONLY = {"problems", "excluded"}
 """Tables that each generation carries whole."""
+_OF_LABELS = {"attempts", "searched", "labels", "targets", "label_parents", "rejected"}
+"""Tables that tell of labels."""
 
 _GENERATIONS = pa.schema(
     [
@@ -63,25 +65,37 @@ class Result:
     rows: Iterator[dict[str, Any]]
 
 
-def connect(registry: Registry, at: int | None = None) -> DuckDBPyConnection:
+@dataclass(frozen=True, slots=True)
+class _Absent:
+    """A table that has no view: why, and the objects that would give it one."""
+
+    message: str
+    md5s: tuple[str, ...]
+
+
+def connect(registry: Registry, at: int | None = None, tables: Collection[str] | None = None) -> DuckDBPyConnection:
     """A connection with a view for each table, `ledger` and `generations`, as of generation `at` (default: the head).
 
     Tables of one generation (attempts, labels, ...) hold the rows of `at` and all its ancestors; `problems` those of
     `at`. `ledger` and `generations` hold every generation up to `at`, rolled-back ones too: their compute was spent.
-    Raises InputError for an unknown generation, RegistryError where a file is not in the cache.
+    Files that are not in the cache are brought from the remote; those of `tables` alone where they are named, others
+    may then have no view. Raises InputError for an unknown generation, RegistryError where a file cannot be had.
     """
     connection, absent = _open(registry, at)
-    if absent:
-        connection.close()
-        raise RegistryError(next(iter(absent.values())))
-    return connection
+    needed = [table for table in absent if tables is None or table in tables]
+    if not needed:
+        return connection
+    connection.close()
+    _bring(registry, {table: absent[table] for table in needed})
+    return connect(registry, at, tables)
 
 
 def query(registry: Registry, sql: str, at: int | None = None) -> Result:
     """Run one reading statement. Columns of the same name are told apart as `a`, `a_1`, ...
 
-    Raises InputError, with DuckDB's words and the tables there are, where the statement is wrong or would write, and
-    RegistryError where it needs a table whose files are not in the cache; other tables can be asked for all the same.
+    Files of tables that it names are brought from the remote where they are not in the cache. Raises InputError, with
+    DuckDB's words and the tables there are, where the statement is wrong or would write, and RegistryError where it
+    needs a table whose files cannot be had; other tables can be asked for all the same.
     """
     import duckdb
 
@@ -91,15 +105,27 @@ def query(registry: Registry, sql: str, at: int | None = None) -> Result:
         cursor = connection.execute(sql)
     except duckdb.Error as error:
         connection.close()
-        for table, message in absent.items():
-            if re.search(rf"\b{table}\b", sql, re.IGNORECASE):
-                raise RegistryError(message) from error
-        raise _explained(error) from error
+        needed = {table: why for table, why in absent.items() if re.search(rf"\b{table}\b", sql, re.IGNORECASE)}
+        if not needed:
+            raise _explained(error) from error
     except InputError:
         connection.close()
         raise
-    columns = _told_apart([str(column[0]) for column in cursor.description or []])
-    return Result(columns, _rows(cursor, columns))
+    else:
+        columns = _told_apart([str(column[0]) for column in cursor.description or []])
+        return Result(columns, _rows(cursor, columns))
+    _bring(registry, needed)
+    return query(registry, sql, at)
+
+
+def _bring(registry: Registry, absent: dict[str, _Absent]) -> None:
+    """Have the files of these tables in the cache. Raises RegistryError where they cannot be had."""
+    from storage import remotes
+
+    if not remotes.sources(registry):
+        raise RegistryError(next(iter(absent.values())).message)
+    md5s = [md5 for why in absent.values() for md5 in why.md5s]
+    remotes.bring(registry, md5s, f"table {', '.join(absent)}")
 
 
 def _rows(cursor: DuckDBPyConnection, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -152,15 +178,19 @@ def _explained(error: Exception) -> InputError:
     return InputError(f"{str(error).strip()}\n{_tables()}")
 
 
-def _open(registry: Registry, at: int | None) -> tuple[DuckDBPyConnection, dict[str, str]]:
+def _open(registry: Registry, at: int | None) -> tuple[DuckDBPyConnection, dict[str, _Absent]]:
     """A locked connection, and why each table that has no view has none."""
     import duckdb
 
+    from storage import exclusions
     from storage.cache import cache_path
     from storage.history import history
 
     rows = as_of(history(registry), at)
-    files, absent = _files(registry, rows)
+    line = [row["generation"] for row in rows if row["status"] != "abandoned"]
+    applying = exclusions.applying(exclusions.read(registry), line, at is None)
+    out = sorted(exclusions.models(applying))
+    files, absent, old = _files(registry, line, exclusions.kept(applying, line))
     connection = duckdb.connect(":memory:")
     connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
     connection.execute(f"SET temp_directory = {_quoted(_spill_folder(registry))}")
@@ -169,9 +199,12 @@ def _open(registry: Registry, at: int | None) -> tuple[DuckDBPyConnection, dict[
     # The order matters: views on files can be read only if their folder was allowed before access is shut.
     cache = cache_path(registry, "0" * 32).parent.parent
     connection.execute(f"SET allowed_directories = [{_quoted(f'{cache}/')}]")
-    for table, paths in files.items():
+    if old and (lost := absent.keys() & {"labels", "step_labels"}):
+        absent.setdefault("trained_on", absent[min(lost)])
+    # Of an earlier version `trained_on` is told apart by views of other tables.
+    for table, paths in sorted(files.items(), key=lambda entry: entry[0] == "trained_on"):
         if table not in absent:
-            _create(connection, table, f'CREATE VIEW "{table}" AS {_selection(table, paths)}')
+            _create(connection, table, f'CREATE VIEW "{table}" AS {_selection(table, paths, old, out)}')
     for name, values, schema in (
         ("ledger", _ledger_rows(registry, at), LEDGER),
         ("generations", [_generation(row) for row in rows], _GENERATIONS),
@@ -231,37 +264,66 @@ def as_of(rows: list[dict[str, Any]], at: int | None) -> list[dict[str, Any]]:
     return [{**row, "status": status} for row, status in zip(seen, statuses, strict=True)]
 
 
-def _files(registry: Registry, rows: list[dict[str, Any]]) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Table -> its files of all generations of the line, oldest first; and table -> which of them is not there."""
+def _files(
+    registry: Registry, line: list[int], kept: list[int]
+) -> tuple[dict[str, list[Path]], dict[str, _Absent], list[Path]]:
+    """Table -> its files of all generations of the line, oldest first; table -> which of them is not there; the files
+    of `trained_on` that say nothing of the labels' generations.
+
+    `kept`: generations off the line whose labels an exclusion kept; of them the tables that tell of labels come along.
+    """
     from storage.cache import cache_path
     from storage.history import published_many
 
-    line = [row["generation"] for row in rows if row["status"] != "abandoned"]
     files: dict[str, list[Path]] = {table: [] for table in _KNOWN}
-    absent: dict[str, str] = {}
-    for generation, lineage in published_many(registry, line).items():
+    absent: dict[str, _Absent] = {}
+    old: list[Path] = []
+    for generation, lineage in published_many(registry, sorted([*line, *kept])).items():
         for table, entry in lineage["tables"].items():
             if table not in files or (table in _NEWEST_ONLY and generation != line[-1]):
                 continue
+            if generation in kept and table not in _OF_LABELS:
+                continue
+            if table == "trained_on" and lineage["version"] == 1:
+                old += [cache_path(registry, file["md5"]) for file in entry["files"]]
             for file in entry["files"]:
                 path = cache_path(registry, file["md5"])
-                if not path.is_file() and table not in absent:
-                    absent[table] = (
+                if not path.is_file():
+                    message = (
                         f"{file['path']}, a file of table {table} of gen/{generation}, is not in the cache (expected "
-                        f"{path}); fetch it with `dvc pull --all-tags`, or restore .dvc/cache from a copy"
+                        f"{path}); fetch it with `flywheel pull gen/{generation}`, or restore .dvc/cache from a copy"
                     )
+                    why = absent.get(table, _Absent(message, ()))
+                    absent[table] = _Absent(why.message, (*why.md5s, file["md5"]))
                 files[table].append(path)
-    return files, absent
+    return files, absent, old
 
 
-def _selection(table: str, paths: list[Path]) -> str:
-    """The rows of a table's files; without any, a relation without rows that has the table's columns and types."""
+def _selection(table: str, paths: list[Path], old: list[Path], out: list[str]) -> str:
+    """The rows of a table's files; without any, a relation without rows that has the table's columns and types.
+
+    `old`: files of `trained_on` of schema version 1, where the labels themselves say of which generation they are;
+    `out`: excluded models, whose labels are left out.
+    """
     schema = _KNOWN[table]
     if not paths:
         nulls = (f'NULL::{_duckdb_type(field.type)} AS "{field.name}"' for field in schema)
         return f"SELECT {', '.join(nulls)} WHERE false"
     columns = ", ".join(f'"{name}"' for name in schema.names)
-    return f"SELECT {columns} FROM read_parquet([{', '.join(map(_quoted, paths))}], hive_partitioning = false)"
+    if table == "labels" and out:
+        return f"SELECT {columns} FROM {_read(paths)} WHERE teacher NOT IN ({', '.join(map(_quoted, out))})"
+    if table != "trained_on" or not old:
+        return f"SELECT {columns} FROM {_read(paths)}"
+    new = [path for path in paths if path not in old]
+    told = (
+        "SELECT t.snapshot, t.label_id, coalesce(l.generation, s.generation) AS generation, t.weight, t.epochs FROM "
+        f"{_read(old)} t LEFT JOIN labels l USING (label_id) LEFT JOIN step_labels s ON t.label_id = s.step_label_id"
+    )
+    return f"SELECT {columns} FROM ({told}" + (f" UNION ALL SELECT {columns} FROM {_read(new)})" if new else ")")
+
+
+def _read(paths: list[Path]) -> str:
+    return f"read_parquet([{', '.join(map(_quoted, paths))}], hive_partitioning = false)"
 
 
 def _duckdb_type(kind: Any) -> str:

@@ -165,8 +165,8 @@ class Learner:
             writer.write([row])
         with TableWriter(tables / "trained_on", TRAINED_ON) as writer:
             for name in trained.label_ids:
-                learned = {"snapshot": trained.snapshot, "label_id": name, "weight": 1.0, "epochs": training.epochs}
-                writer.write([learned])
+                learned = {"label_id": name, "generation": params.generation, "weight": 1.0, "epochs": training.epochs}
+                writer.write([{"snapshot": trained.snapshot, **learned}])
         return tables
 
 

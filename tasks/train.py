@@ -208,10 +208,11 @@ def _write(params: Params, layout: Layout, model: LanguageModel, window: Window,
             ]
         )
     with TableWriter(tables / "trained_on", TRAINED_ON) as writer:
-        for label, weight, count in zip(window.label_ids, window.weights, window.times, strict=True):
+        columns = (window.label_ids, window.generations, window.weights, window.times)
+        for label, generation, weight, count in zip(*columns, strict=True):
             if count:
-                epochs = training.epochs * count
-                writer.write([{"snapshot": snapshot, "label_id": label, "weight": weight, "epochs": epochs}])
+                learned = {"snapshot": snapshot, "label_id": label, "generation": generation, "weight": weight}
+                writer.write([{**learned, "epochs": training.epochs * count}])
     replace_folder(student, layout.student, layout.tmp)
     replace_folder(tables, layout.training, layout.tmp)
     return snapshot

@@ -31,8 +31,8 @@ from storage.tables import read_batches
 from tasks import models
 
 _COLUMNS = [
-    "label_id", "content_id", "kind", "weight", "problem_id", "prompt", "completion", "prompt_ids", "completion_ids",
-    "tokenizer",
+    "label_id", "content_id", "kind", "weight", "problem_id", "generation", "teacher", "prompt", "completion",
+    "prompt_ids", "completion_ids", "tokenizer",
 ]  # fmt: skip
 _ATTEMPT_COLUMNS = [
     "problem_id", "index", "output", "stop_reason", "reward", "prompt_ids", "token_ids", "tokenizer",
@@ -48,6 +48,8 @@ class Window:
 
     examples: Examples
     label_ids: list[str]
+    generations: list[int]
+    """Which generation each label is of."""
     weights: list[float]
     times: list[int]
     """How often each label stands among the examples: once, unless seed labels are to have a share."""
@@ -60,6 +62,7 @@ def read_window(params: Params, layout: Layout, model: LanguageModel) -> Window:
     triples: list[_Triple] = []
     kinds: list[str] = []
     label_ids: list[str] = []
+    generations: list[int] = []
     repeated = 0
     domain = models.domain_of(params.problems)
     training = {problem.problem_id: problem for problem in read_problems(layout.problems, ["train"])}
@@ -70,6 +73,7 @@ def read_window(params: Params, layout: Layout, model: LanguageModel) -> Window:
             continue
         seen.add(row["content_id"])
         label_ids.append(row["label_id"])
+        generations.append(row["generation"])
         kinds.append(row["kind"])
         # A teacher of another tokenizer (or a server, which gives text) was asked in its own form, too.
         if row["tokenizer"] == model.tokenizer_id:
@@ -79,7 +83,7 @@ def read_window(params: Params, layout: Layout, model: LanguageModel) -> Window:
             triples.append((list(asked.prompt_ids), model.encode_answer(row["completion"]), row["weight"]))
     times = repetitions([kind == "seed" for kind in kinds], params.train.seed_share, params.seed)
     examples = Examples(triple for triple, count in zip(triples, times, strict=True) for _ in range(count))
-    return Window(examples, label_ids, [weight for *_, weight in triples], times, repeated)
+    return Window(examples, label_ids, generations, [weight for *_, weight in triples], times, repeated)
 
 
 def repetitions(is_seed: list[bool], share: float | None, seed: int) -> list[int]:
@@ -99,13 +103,15 @@ def repetitions(is_seed: list[bool], share: float | None, seed: int) -> list[int
 
 
 def _labels(params: Params, layout: Layout) -> Iterator[dict[str, Any]]:
-    """Rows of the window's labels: older generations from the cache, oldest first, then this generation's own."""
+    """Rows of the window's labels: older generations from the cache, oldest first and without those of excluded
+    models, then this generation's own."""
     window = json.loads((layout.lineage / "window.json").read_text(encoding="utf-8"))
+    excluded = set(window.get("excluded", []))
     for generation in window["generations"]:
         for entry in generation["files"]:
             with pq.ParquetFile(object_path(layout.root, entry["md5"])) as file:
                 for batch in file.iter_batches(columns=_COLUMNS):
-                    yield from batch.to_pylist()
+                    yield from (row for row in batch.to_pylist() if row["teacher"] not in excluded)
     for batch in read_batches(layout.labels(params.generation) / "labels", LABELS, _COLUMNS):
         yield from batch.to_pylist()
 

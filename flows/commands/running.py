@@ -29,6 +29,9 @@ def run(
     generations: Annotated[int | None, typer.Option("--generations", "-n", min=1, help="How many more.")] = None,
     set_: Overrides = None,
     preset: Annotated[str | None, typer.Option(help="For a new registry; countdown if not given.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="In a clone: let its params name code to run, from now on.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run generations beyond the last published one; makes the registry if there is none, goes on with one cut off."""
@@ -36,12 +39,15 @@ def run(
     from flywheel import params
     from flywheel.models import language
     from storage import lock
+    from storage import trust as trusting
     from storage.registry import Registry
 
     if registry.exists() and any(registry.iterdir()):
         opened = Registry.open(registry)
         _check_preset(opened, preset)
-        params.load(opened.layout.params, set_)
+        if trust:
+            trusting.trust(opened)
+        trusting.require(opened, params.load(opened.layout.params, set_))
     else:
         opened = make(registry, preset or "countdown", set_ or [])
     out, notes = output.console(), output.console(stderr=True)

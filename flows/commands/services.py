@@ -95,6 +95,10 @@ def _services_text(found: dict[str, Any]) -> str:
         page = (service["url"] or "running").removesuffix("/api")
         state = page if service["alive"] else "not running"
         lines.append(f"{name:8} {state}")
+    lines.append(
+        "They answer on this machine only and ask for no password: whoever could reach them could start runs and read "
+        "everything. From elsewhere, look through a tunnel: ssh -L PORT:127.0.0.1:PORT this-machine"
+    )
     return "\n".join(lines)
 
 

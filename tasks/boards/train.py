@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flywheel.errors import InputError
@@ -48,6 +49,8 @@ class Window:
     """The labels that are learned, and what they teach, in one order: oldest first."""
 
     label_ids: list[str]
+    generations: list[int]
+    """Which generation each label is of."""
     examples: Examples
     left_out: int
     """Labels older than the window's law reaches."""
@@ -140,7 +143,8 @@ def _start(params: Params, layout: Layout, from_base: bool) -> BoardNet:
 
 
 def read_window(params: Params, layout: Layout, net: BoardNet) -> Window:
-    """The window's labels, the newest that its law lets through (`train.window_law`)."""
+    """The window's labels without those of excluded models, the newest that its law lets through
+    (`train.window_law`)."""
     window = json.loads((layout.lineage / "window.json").read_text(encoding="utf-8"))
     files: list[tuple[Path, Path]] = []
     for generation in window["generations"]:
@@ -148,23 +152,37 @@ def read_window(params: Params, layout: Layout, net: BoardNet) -> Window:
             files.append((object_path(layout.root, labels["md5"]), object_path(layout.root, targets["md5"])))
     own = layout.labels(params.generation)
     files += zip(sorted((own / "labels").glob("*.parquet")), sorted((own / "targets").glob("*.parquet")), strict=True)
-    counts = [pq.read_metadata(labels).num_rows for labels, _ in files]
+    excluded = pa.array(window.get("excluded", []), pa.string())
+    clean = [_of_others(labels, excluded) for labels, _ in files]
+    counts = [len(rows) for rows in clean]
     skip = sum(counts) - law(sum(counts), params.train.window_law)
     names: list[str] = []
+    generations: list[int] = []
     parts: list[Examples] = []
     left_out = skip
-    for count, (labels, targets) in zip(counts, files, strict=True):
-        if skip >= count:
-            skip -= count
+    for rows, (labels, targets) in zip(clean, files, strict=True):
+        if skip >= len(rows):
+            skip -= len(rows)
             continue
-        of = pq.read_table(labels, columns=["label_id", "weight"], partitioning=None).slice(skip)
-        what = pq.read_table(targets, partitioning=None).slice(skip)
+        of, what = (
+            pq.read_table(path, columns=columns, partitioning=None).take(pa.array(rows[skip:]))
+            for path, columns in ((labels, ["label_id", "generation", "weight"]), (targets, None))
+        )
         skip = 0
         # Written row by row together.
         assert of.column("label_id").equals(what.column("label_id")), f"{labels} and {targets} are not of one order"
         names += of.column("label_id").to_pylist()
+        generations += of.column("generation").to_pylist()
         parts.append(_examples(what, of.column("weight").to_numpy(), net))
-    return Window(names, _joined(parts, net), left_out)
+    return Window(names, generations, _joined(parts, net), left_out)
+
+
+def _of_others(labels: Path, excluded: pa.Array) -> npt.NDArray[np.int64]:
+    """Numbers of the rows whose teacher is not among `excluded`."""
+    if not len(excluded):
+        return np.arange(pq.read_metadata(labels).num_rows)
+    teachers = pq.read_table(labels, columns=["teacher"], partitioning=None).column("teacher")
+    return np.flatnonzero(~pc.is_in(teachers, value_set=excluded).to_numpy())
 
 
 def law(labels: int, scale: int | None) -> int:
@@ -229,6 +247,7 @@ def _write(params: Params, layout: Layout, net: BoardNet, window: Window, traini
                 {
                     "snapshot": pa.array([snapshot]).take(pa.array(np.zeros(count, np.int64))),
                     "label_id": window.label_ids,
+                    "generation": window.generations,
                     "weight": window.examples.weights.astype(np.float64),
                     "epochs": np.full(count, training.epochs),
                 },

@@ -101,6 +101,11 @@ def test_an_unknown_key_is_refused_with_a_hint() -> None:
         ({"evaluate": {"budgets": [0, 1]}}, "evaluate.budgets.0: got 0"),
         ({"seed": -1}, "seed: got -1"),
         ({"seed": 2**63}, "seed: got"),
+        (
+            {"generate": {"teacher": "http://me:hunter2@host:8000/v1"}},
+            "generate.teacher: the address of the server at host:8000 holds a user, a password or a query, and params "
+            "are kept in git; leave them out and set OPENAI_API_KEY in the environment",
+        ),
         ({"execution": {"device": "tpu"}}, "execution.device: got 'tpu'; input should be 'auto', 'cpu' or 'cuda'"),
     ],
 )

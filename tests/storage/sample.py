@@ -10,7 +10,9 @@ bytes. `greedy(generation)` says which valid problems a generation solves.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ PROBLEMS = 12
 LABELS = 4
 """Labels of generation g: LABELS + g."""
 SOLVER = digest("solver")
+BASE = "base"
+"""Name of the model that generation 0 starts from; `model_digest(BASE)` is its snapshot."""
 REWARD_BASE = digest("reward base")
 REVISION = "0" * 40
 
@@ -42,7 +46,7 @@ def new_registry(root: Path, **changes: Any) -> Registry:
 
 def make_base(folder: Path) -> str:
     """A stand-in for the base model: two small files."""
-    return write_model(folder, "base")
+    return write_model(folder, BASE)
 
 
 def external_teacher(source: str) -> tuple[str, bool]:
@@ -63,11 +67,11 @@ def make_generation(registry: Registry, params: Params | None = None, promoted: 
 
 
 def snapshot_of(generation: int, seed: int = 0) -> str:
-    return digest("student", generation, seed)
+    return model_digest(f"student-{generation}-{seed}")
 
 
 def reward_snapshot_of(generation: int, seed: int = 0) -> str:
-    return digest("reward model", generation, seed)
+    return model_digest(f"reward-{generation}-{seed}")
 
 
 def greedy(generation: int) -> dict[str, float]:
@@ -76,17 +80,37 @@ def greedy(generation: int) -> dict[str, float]:
 
 
 def write_model(folder: Path, name: str) -> str:
+    """A model folder with one tensor, whose bytes say the name over and over; its snapshot digest."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"name": name}), encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(name.encode() * 400)
-    return digest("model", name)
+    weights = _weights(name)
+    entry = {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}
+    header = json.dumps({"weights": entry}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + weights)
+    return model_digest(name)
+
+
+def model_digest(name: str) -> str:
+    """What `flywheel.models.checkpoints.weights_digest` says of what `write_model` writes."""
+    weights = _weights(name)
+    told = json.dumps(["weights", "U8", [len(weights)], len(weights)]).encode()
+    return hashlib.blake2b(told + weights, digest_size=16).hexdigest()
+
+
+def _weights(name: str) -> bytes:
+    return name.encode() * 400
 
 
 def write_outputs(registry: Registry, params: Params, promoted: bool = True) -> None:
     """Everything that the stages of a generation leave: tables, student, metrics.json, ledger rows."""
     layout, generation = registry.layout, params.generation
     draft = layout.tmp / f"sample-{generation}"
+    teacher = json.loads((layout.lineage / "teacher.json").read_text(encoding="utf-8"))["snapshot"]
+    champion = json.loads((layout.lineage / "champion.json").read_text(encoding="utf-8"))
     rows = _rows(params)
+    for row in (*rows["attempts"], *rows["labels"]):
+        row["teacher"] = teacher
+    rows["snapshots"][0]["initialised_from"] = champion["snapshot"] or model_digest(BASE)
     for name, schema in TABLES.items():
         with TableWriter(draft / table_folder(name, params.folder), schema) as writer:
             writer.write(rows[name])
@@ -94,7 +118,6 @@ def write_outputs(registry: Registry, params: Params, promoted: bool = True) -> 
     supervised = _write_supervision(params, draft) if params.supervise.enabled else []
     for name in ("problems", "attempts", f"labels/{params.folder}", "training", "evaluations", "student", *supervised):
         replace_folder(draft / name, layout.root / name, layout.tmp)
-    champion = json.loads((layout.lineage / "champion.json").read_text(encoding="utf-8"))
     chosen = promoted or champion["generation"] is None
     metrics = {
         "generation": generation,
@@ -174,7 +197,9 @@ def _write_supervision(params: Params, draft: Path) -> list[str]:
             for row in rollouts
         ],
         "snapshots": [model],
-        "trained_on": [{"snapshot": snapshot, "label_id": name, "weight": 1.0, "epochs": 6.0}],
+        "trained_on": [
+            {"snapshot": snapshot, "label_id": name, "generation": generation, "weight": 1.0, "epochs": 6.0}
+        ],
     }
     for table, values in rows.items():
         with TableWriter(draft / "supervision" / table, {**TABLES, **SUPERVISION}[table]) as writer:
@@ -215,7 +240,7 @@ def _rows(params: Params) -> dict[str, list[dict[str, Any]]]:
             "attempt_id": digest("attempt", generation, seed, i),
             "problem_id": _problem_id(1 + 3 * (i % 4)),
             "generation": generation,
-            "teacher": snapshot,
+            "teacher": "named by lineage",
             "searcher": "best_of_n",
             "search_params": canonical_json({"samples": 2}),
             "seed": seed,
@@ -252,6 +277,7 @@ def _rows(params: Params) -> dict[str, list[dict[str, Any]]]:
         }
         for i, attempt in enumerate(attempts[:count])
     ]
+    learned = {"snapshot": snapshot, "generation": generation}
     outcome = {"snapshot": snapshot, "generation": generation, "metric": "greedy", "budget": 1, "flops": 50.0}
     evaluation = {"snapshot": snapshot, "generation": generation, "searcher": "greedy", "budget": 1, "metric": "greedy"}
     excluded = {"source": "path", "row": 3, "reason": "skipped", "detail": "not JSON"}
@@ -270,16 +296,14 @@ def _rows(params: Params) -> dict[str, list[dict[str, Any]]]:
                 "snapshot": snapshot,
                 "role": "policy",
                 "generation": generation,
-                "initialised_from": snapshot_of(params.parent, seed) if params.parent is not None else digest("base"),
+                "initialised_from": "named by lineage",
                 "params_digest": params.digest(),
                 "parameters": 1000,
                 "training_flops": 2e6,
                 "verified": True,
             }
         ],
-        "trained_on": [
-            {"snapshot": snapshot, "label_id": label["label_id"], "weight": 1.0, "epochs": 2.0} for label in labels
-        ],
+        "trained_on": [{**learned, "label_id": label["label_id"], "weight": 1.0, "epochs": 2.0} for label in labels],
         "evaluations": [
             {**evaluation, "split": split, "value": 0.5, "low": 0.2, "high": 0.8, "count": 4, "flops_per_problem": 50.0}
             for split in ("valid", "test")

@@ -61,7 +61,7 @@ def test_a_unique_prefix_of_a_model_will_do(forked: Registry) -> None:
     student = sample.snapshot_of(2)
     assert resolve(forked, f"model/{student[:6]}") == Address("model", 2, student)
     assert resolve(forked, f"model/{sample.SOLVER[:6]}") == Address("model", None, sample.SOLVER)
-    base = digest("base")
+    base = sample.model_digest(sample.BASE)
     assert resolve(forked, f"model/{base}") == Address("model", None, base)
 
 
@@ -74,7 +74,8 @@ def test_a_unique_prefix_of_a_label_will_do(forked: Registry) -> None:
 
 
 def test_an_ambiguous_prefix_lists_the_candidates(forked: Registry) -> None:
-    models = [*(sample.snapshot_of(generation) for generation in range(5)), digest("base"), sample.SOLVER]
+    base = sample.model_digest(sample.BASE)
+    models = [*(sample.snapshot_of(generation) for generation in range(5)), base, sample.SOLVER]
     several = _sharing_a_digit(models)
     with pytest.raises(InputError) as caught:
         resolve(forked, f"model/{several[0][0]}")

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from flywheel.errors import RegistryError
+from flywheel.params import load, parse
 from storage import dvc
 from storage.history import history, published, window
 from storage.registry import Registry
+from storage.rollback import rollback, undo
 from tests.storage import sample
 
 
@@ -73,3 +75,24 @@ def test_reading_loads_no_heavy_package(made: dict[int, Registry]) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "4 []"
+
+
+def test_rows_say_why_each_generation_exists(fresh: Callable[[int], Registry]) -> None:
+    registry = fresh(4)
+    rollback(registry, 1, "the later ones cheat")
+    values = load(registry.layout.params).model_dump(mode="json")
+    values["generate"]["samples"], values["filter"]["per_problem"] = 32, None
+    sample.make_generation(registry, parse(values))
+    sample.make_generation(registry)
+    undo(registry)
+    sample.make_generation(registry)
+    rows = {row["generation"]: row for row in history(registry)}
+    assert [rows[g]["why"] for g in (0, 1, 5)] == ["the seed", "goes on from gen/0000", "goes on from gen/0004"]
+    assert rows[4]["why"] == "goes on from gen/0001, rolled back to from gen/0003: the later ones cheat"
+    assert rows[6]["why"] == "goes on from gen/0003, to which undo of the rollback to gen/0001 returned"
+    default = load(registry.layout.params)
+    assert rows[4]["changed"] == {
+        "generate.samples": [default.generate.samples, 32],
+        "filter.per_problem": [default.filter.per_problem, None],
+    }
+    assert [rows[g]["changed"] for g in (0, 3, 5, 6)] == [{}] * 4

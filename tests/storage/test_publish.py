@@ -75,7 +75,7 @@ def test_a_generation_starts_from_the_champion(fresh: Callable[[int], Registry])
     # Generation 2 was not promoted, so generation 3 started from generation 1.
     lines = _git(registry.root, "show", "gen/0003:parent.dvc")
     student = next(path for path in (registry.root / "parent").iterdir() if path.name == "model.safetensors")
-    assert student.read_bytes().startswith(b"student-1-0")
+    assert b"student-1-0" in student.read_bytes()
     assert published(registry, 1)["outputs"]["student"] in lines
     lineage = published(registry, 3)
     assert lineage["teacher"] == {

@@ -158,7 +158,7 @@ def test_a_rollback_killed_anywhere_is_finished_or_undone(fresh: Callable[..., R
         finished += any("finished the rollback" in sentence for sentence in done)
         undone += any("took back" in sentence for sentence in done)
         model = (registry.layout.student / "model.safetensors").read_bytes()
-        assert model.startswith(f"student-{generation}-".encode())
+        assert f"student-{generation}-".encode() in model
         assert generation in {1, 3}
     assert finished
     assert undone

@@ -25,7 +25,7 @@ def _git(root: Path, *arguments: str) -> str:
 def test_a_new_registry_is_one_clean_commit(fresh: Callable[[int], Registry]) -> None:
     registry = fresh(0)
     marker = json.loads(registry.layout.marker.read_text(encoding="utf-8"))
-    assert (marker["registry_version"], marker["preset"], len(marker["registry_id"])) == (1, "countdown", 32)
+    assert (marker["registry_version"], marker["preset"], len(marker["registry_id"])) == (2, "countdown", 32)
     assert _git(registry.root, "rev-list", "--count", "HEAD") == "1"
     assert _git(registry.root, "branch", "--show-current") == "main"
     assert _git(registry.root, "status", "--porcelain", "--untracked-files=all") == ""
@@ -94,8 +94,8 @@ def test_open_says_what_is_wrong(fresh: Callable[..., Registry], tmp_path: Path)
         Registry.open(tmp_path)
     registry = fresh(0)
     marker = registry.layout.marker
-    marker.write_text('{"registry_version": 2}', encoding="utf-8")
-    with pytest.raises(RegistryError, match=r"version 2, .* up to 1; upgrade"):
+    marker.write_text('{"registry_version": 3}', encoding="utf-8")
+    with pytest.raises(RegistryError, match=r"version 3, .* up to 2; upgrade"):
         Registry.open(registry.root)
     marker.write_text("{", encoding="utf-8")
     with pytest.raises(RegistryError, match="damaged"):

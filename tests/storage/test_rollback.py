@@ -121,4 +121,4 @@ def test_objects_are_fetched_or_nothing_changes(fresh: Callable[[int], Registry]
     registry.check_clean()
     dvc.run(registry, "remote", "modify", "-q", "--local", "away", "url", str(away))
     rollback(registry, 1, "fetched")
-    assert (registry.layout.student / "model.safetensors").read_bytes().startswith(b"student-1-0")
+    assert b"student-1-0" in (registry.layout.student / "model.safetensors").read_bytes()

@@ -114,7 +114,7 @@ def test_the_judge_is_in_place_for_the_stages(copied: Registry) -> None:
     rollback(copied, 1, "again")
     params = sample.begin_generation(copied, recipe(copied, True, "process"))
     data = (copied.layout.judge / "model.safetensors").read_bytes()
-    assert data.startswith(b"reward-1-0")
+    assert b"reward-1-0" in data
     assert judge.named(copied.layout) == {**published(copied, 2)["judge"]}
     assert params.generation == 5
     # Called again, as after a kill: nothing changes, a damaged copy is mended.
@@ -236,8 +236,8 @@ def test_rolled_back_and_undone(copied: Registry) -> None:
     rollback(copied, 2, "try")
     files = _files(copied)
     assert {name.split("/")[0] for name in files} == {"judge", "supervision", "reward_model"}
-    assert (copied.layout.reward_model / "model.safetensors").read_bytes().startswith(b"reward-2-0")
-    assert (copied.layout.judge / "model.safetensors").read_bytes().startswith(b"reward-1-0")
+    assert b"reward-2-0" in (copied.layout.reward_model / "model.safetensors").read_bytes()
+    assert b"reward-1-0" in (copied.layout.judge / "model.safetensors").read_bytes()
     assert json.loads(dvc.run(copied, "status", "--json")) == {}
     rollback(copied, 0, "all of it")
     assert _files(copied) == {}
