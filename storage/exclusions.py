@@ -142,14 +142,53 @@ def kept(entries: list[Exclusion], line: list[int]) -> list[int]:
 
 
 def require_clean(entries: list[Exclusion], generation: int, facts: dict[str, Any]) -> None:
-    """Raise InputError where going on from `generation` would go on from an excluded model."""
-    made = [facts[role] for role in ("student", "champion", "reward_model") if role in facts]
-    for entry in entries:
-        if any(model["snapshot"] in entry.models for model in made):
-            raise InputError(
-                f"{tag_name(generation)} came of model/{entry.model[:12]}, which is excluded ({entry.reason}); go back "
-                f"to gen/{entry.to} or before, or take the exclusion back with `flywheel undo`"
-            )
+    """Raise InputError where going on from `generation`, of these facts, would go on from an excluded model."""
+    if made := _made(facts) & models(entries):
+        entry = next(entry for entry in entries if made & set(entry.models))
+        raise InputError(
+            f"{tag_name(generation)} came of model/{entry.model[:12]}, which is excluded ({entry.reason}); go back to "
+            f"gen/{entry.to} or before, or take the exclusion back with `flywheel undo`"
+        )
+
+
+def require_clean_line(registry: Registry, entries: list[Exclusion], generation: int) -> None:
+    """As `require_clean`, for a generation of any line: what an exclusion found bad is of the line it was made on.
+
+    From git alone: a student is bad where a generation that it learned from was searched or judged by a bad model, or
+    where it began from one.
+    """
+    line = window(registry, generation)
+    names = [f"{tag_name(number)}:lineage/window.json" for number in line]
+    windows = [json.loads(text or b"{}") for text in git.read_many(registry.root, names)]
+    seen = {entry["generation"] for document in windows for entry in document.get("generations", [])}
+    facts = published_many(registry, sorted(seen | set(line)))
+    bad = models(entries)
+    for number, document in zip(line, windows, strict=True):
+        out = set(document.get("excluded", []))
+        learned = [entry["generation"] for entry in document.get("generations", [])]
+        sources = [facts[other] for other in learned if facts[other]["teacher"]["snapshot"] not in out]
+        causes = {cause for one in [*sources, facts[number]] for cause in _makers(one)}
+        if {*causes, facts[number]["student"]["initialised_from"]} & bad:
+            bad |= {facts[number][role]["snapshot"] for role in ("student", "reward_model") if role in facts[number]}
+    require_clean(entries, generation, facts[generation])
+    if _made(facts[generation]) & bad:
+        named = ", ".join(f"model/{entry.model[:12]} ({entry.reason})" for entry in entries)
+        raise InputError(
+            f"{tag_name(generation)} came of an excluded model, {named}; go back to one before, or take the exclusion "
+            "back with `flywheel undo`"
+        )
+
+
+def _makers(facts: dict[str, Any]) -> set[str]:
+    """The models that made a generation's labels: who searched, and who judged the search."""
+    judge = facts.get("judge")
+    judges = {judge["snapshot"]} if judge is not None and judge["judges"] else set()
+    return {facts["teacher"]["snapshot"], *judges}
+
+
+def _made(facts: dict[str, Any]) -> set[str]:
+    """The models that a next generation would go on from."""
+    return {facts[role]["snapshot"] for role in ("student", "champion", "reward_model") if role in facts}
 
 
 def find(registry: Registry, model: str, reason: str) -> tuple[Exclusion, dict[str, int]]:
@@ -169,7 +208,7 @@ def find(registry: Registry, model: str, reason: str) -> tuple[Exclusion, dict[s
     }
     with views.connect(registry) as connection:
         bad = _bad(connection, model, judges)
-        clean = [number for number in line if not _touched(facts[number], bad)]
+        clean = [number for number in line if not _made(facts[number]) & bad]
         if not clean:
             raise InputError(
                 f"every generation came of model/{model[:12]}, generation 0 too; there is none to go on from: "
@@ -193,7 +232,3 @@ def find(registry: Registry, model: str, reason: str) -> tuple[Exclusion, dict[s
 def _bad(connection: DuckDBPyConnection, model: str, judges: dict[int, str]) -> set[str]:
     bound = {"model": model, "judged": list(judges), "judges": list(judges.values())}
     return {str(row[0]) for row in connection.execute(_BAD, bound).fetchall()}
-
-
-def _touched(facts: dict[str, Any], bad: set[str]) -> bool:
-    return any(facts[role]["snapshot"] in bad for role in ("student", "champion", "reward_model") if role in facts)

@@ -14,8 +14,9 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import FlywheelError, InputError, StorageFull
-from storage import cache, dvc, exclusions, git, lock
+from storage import cache, dvc, exclusions, git, lock, remotes
 from storage.addresses import Address, resolve
+from storage.contents import POINTERS
 from storage.history import published_many, window
 from storage.layout import SUPERVISED, tag_name
 from storage.registry import read_state, recorded_paths, require_generation, write_state
@@ -77,8 +78,7 @@ def rollback(registry: Registry, generation: int, reason: str) -> dict[str, Any]
     with lock.ensure(registry, f"roll back to {tag_name(generation)}"):
         _ready(registry, reason)
         planned = plan(registry, generation)
-        held = exclusions.read(registry)
-        exclusions.require_clean(held, generation, published_many(registry, [generation])[generation])
+        exclusions.require_clean_line(registry, exclusions.read(registry), generation)
         return _go(registry, planned, reason, {})
 
 
@@ -189,14 +189,12 @@ def _go(
 ) -> dict[str, Any]:
     """Carry out a plan: `trailers` and the text of exclusions.json are what sets an exclusion and an undo apart."""
     generation = planned["to"]
-    _check_reachable(registry, planned)
+    _bring(registry, planned)
     base = git.run(registry.root, "rev-parse", "HEAD")
     write_state(registry, unfinished=None, rollback={"from": planned["from"], "to": generation, "base": base})
     if planned["unfinished"] is not None:
         shutil.rmtree(registry.layout.work(planned["unfinished"]), ignore_errors=True)
     _restore(registry, tag_name(generation))
-    if planned["bytes_to_fetch"]:
-        _fetch(registry, generation)
     if excluded is not None:
         replace_text(registry.root / exclusions.FILE, excluded)
         git.run(registry.root, "add", "--", exclusions.FILE)
@@ -239,7 +237,8 @@ def _restore(registry: Registry, source: str) -> None:
 
 def _checkout(registry: Registry) -> None:
     """Make the folders what the restored files say, and drop those that they know nothing of."""
-    dvc.checkout(registry)
+    # By name: files that a user keeps with DVC stay as they are, here or not.
+    dvc.checkout(registry, "dvc.yaml", *(name for name in POINTERS if (registry.root / name).exists()))
     outputs = cache.lock_outputs((registry.root / "dvc.lock").read_text(encoding="utf-8"))
     for name in SUPERVISED:
         if name not in outputs:
@@ -257,27 +256,13 @@ def _outputs(registry: Registry, tag: str) -> list[cache.Output]:
     return [*outputs, cache.pointed(judge.decode(), "judge.dvc")] if judge is not None else outputs
 
 
-def _check_reachable(registry: Registry, planned: dict[str, Any]) -> None:
+def _bring(registry: Registry, planned: dict[str, Any]) -> None:
+    """Have in the cache what the target's folders hold, before anything changes."""
     tag, size = tag_name(planned["to"]), planned["bytes_to_fetch"]
     absent = cache.missing(registry, _outputs(registry, tag))
-    if absent and dvc.remote(registry) is None:
-        raise FlywheelError(
-            f"cannot roll back: {', '.join(output.path for output in absent)} of {tag} "
-            "is not in the cache and no remote is set; copy .dvc/cache from where it was made"
-        )
     free = shutil.disk_usage(registry.root).free
     if size > free:
         raise StorageFull(f"{tag} needs {size} bytes from the remote, {registry.root} has {free} left; free some")
-
-
-def _fetch(registry: Registry, generation: int) -> None:
-    """Fetch what the restored dvc.lock names; where that fails, the registry is as it was."""
-    try:
-        dvc.fetch(registry)
-        absent = cache.missing(registry, _outputs(registry, tag_name(generation)))
-        if absent:
-            names = ", ".join(output.path for output in absent)
-            raise FlywheelError(f"cannot roll back: the remote lacks {names} of {tag_name(generation)}")
-    except FlywheelError:
-        settle(registry)
-        raise
+    remotes.bring(
+        registry, [output.md5 for output in absent], f"{', '.join(output.path for output in absent)} of {tag}"
+    )

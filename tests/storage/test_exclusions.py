@@ -196,3 +196,21 @@ def test_a_reward_model_and_what_it_judged(fresh: Callable[[int], Registry]) -> 
     assert done["to"] == 0
     assert {judge, sample.snapshot_of(2), sample.snapshot_of(3)} <= set(done["models_excluded"])
     assert done["labels_kept"] == [1]
+
+
+def test_another_line_that_came_of_it_is_refused(fresh: Callable[[int], Registry]) -> None:
+    """The head's line does not know the other's models; its history does."""
+    registry = fresh(4)
+    values = load(registry.layout.params).model_dump(mode="json")
+    values["generate"]["teacher"] = "hub/large"
+    for _ in range(2):  # 4 and 5 on one line
+        sample.make_generation(registry, parse(values))
+    rollback(registry, 3, "another try")
+    sample.make_generation(registry, parse(values))
+    done = exclude(registry, digest("external", "hub/large"), "a bad teacher")
+    assert (done["from"], done["to"]) == (6, 3)
+    assert sample.snapshot_of(5) not in done["models_excluded"]
+    for bad in (4, 5, 6):
+        with pytest.raises(InputError, match=rf"gen/000{bad} came of .*a bad teacher"):
+            rollback(registry, bad, "to the bad one")
+    rollback(registry, 2, "a clean one")
