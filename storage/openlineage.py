@@ -1,6 +1,6 @@
 """A generation as OpenLineage tells it: for each stage a run that started and completed, with what it read and wrote.
 
-    train of gen/7    reads  problems/0007, student/0006, labels/0006, labels/0007    writes  student/0007, training/0007
+    train of gen/7   reads problems/0007, student/0006, labels/0006, labels/0007   writes student/0007, training/0007
 
 Names and digests are those of the `dvc.lock` that the generation's commit holds; the namespace is the registry's id.
 The same generation gives the same events: run ids are made from the generation's own, and the time is that of its
@@ -275,6 +275,7 @@ def _write(told: list[RunEvent], path: Path) -> None:
     client = OpenLineageClient(transport=FileTransport(FileConfig(log_file_path=str(path), append=True)))
     if client.transport.kind != FileTransport.kind:
         raise InputError("OpenLineage is switched off by OPENLINEAGE_DISABLED; unset it to write events")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         for event in told:
             client.emit(event)

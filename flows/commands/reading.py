@@ -85,7 +85,8 @@ def lineage(
     ] = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid diagram.")] = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page to click through, in one file; both ways by default.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page to click through, in one file; both ways by default."),
     ] = None,
     openlineage: Annotated[
         Path | None,

@@ -6,24 +6,27 @@ import json
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from flywheel.errors import InputError
 from flywheel.params import load, parse
 from flywheel.records import digest
+from storage import git
 from storage.lineage import Graph, lineage, mermaid, outline, tree
 from storage.registry import Registry
 from storage.views import query
 from tests.storage import sample
+from tests.storage.conftest import copy_of
 from tests.storage.forked import forked as forked
 
-BASE, SOLVER = f"model/{digest('base')}", f"model/{sample.SOLVER}"
+BASE, SOLVER = f"model/{sample.model_digest(sample.BASE)}", f"model/{sample.SOLVER}"
 # Who taught whom: the champion of the parent. Generation 2 was not promoted, so 1 taught 3 as well.
 TEACHERS = {0: SOLVER, 1: "gen/0/student", 2: "gen/1/student", 3: "gen/1/student", 4: "gen/1/student"}
 LINES = {0: [], 1: [0], 2: [0, 1], 3: [0, 1, 2], 4: [0, 1]}
-# In the sample a student starts from its parent's student.
-STARTS = {0: BASE, 1: "gen/0/student", 2: "gen/1/student", 3: "gen/2/student", 4: "gen/1/student"}
+# And a student starts from the same champion.
+STARTS = {**TEACHERS, 0: BASE}
 
 
 def everything() -> set[tuple[str, str]]:
@@ -91,7 +94,8 @@ def test_nodes_say_what_they_are(forked: Registry) -> None:
         "promoted": True,
         "parameters": 1000,
     }
-    assert nodes["gen/2/student"]["promoted"] is False
+    loser = next(node for node in lineage(forked, "gen/2/student").nodes if node["address"] == "gen/2/student")
+    assert loser["promoted"] is False
     assert nodes["gen/2/labels"]["rows"] == sample.LABELS + 2
     assert (nodes[SOLVER]["kind"], nodes[BASE]["kind"]) == ("solver", "model")
     assert all({"address", "kind", "digest", "generation"} <= set(node) for node in nodes.values())
@@ -105,15 +109,30 @@ def test_every_label_is_where_the_graph_says(forked: Registry) -> None:
             assert list(query(forked, sql).rows) == [{"n": node["rows"]}]
 
 
-def test_a_label_leads_to_its_teacher_and_to_those_it_taught(forked: Registry) -> None:
-    label = digest("label", digest("attempt", 1, 0, 2))
+def test_a_label_leads_through_its_attempt_to_its_teacher_and_to_those_it_taught(forked: Registry) -> None:
+    attempt = digest("attempt", 1, 0, 2)
+    label = digest("label", attempt)
     graph = lineage(forked, f"gen/1/labels#{label[:9]}", "both")
-    name = f"gen/1/labels#{label}"
+    name, tried = f"gen/1/labels#{label}", f"gen/1/attempts#{attempt}"
     node = next(node for node in graph.nodes if node["address"] == name)
     assert (node["searcher"], node["reward"], node["reward_source"]) == ("best_of_n", 1.0, "exact")
     # The sample trains each student on its own generation's labels only.
-    assert {edge for edge in edges_of(graph) if name in edge} == {("gen/0/student", name), (name, "gen/1/student")}
+    assert {edge for edge in edges_of(graph) if name in edge} == {(tried, name), (name, "gen/1/student")}
+    assert ("gen/0/student", tried) in edges_of(graph)
     assert "gen/3/student" in nodes_of(graph), "what came of that student"
+
+
+def test_a_window_without_excluded_models(forked: Registry, tmp_path: Path) -> None:
+    """A student did not learn from labels whose teacher its window leaves out, though the window lists their file."""
+    registry = copy_of(forked, tmp_path / "registry")
+    path = registry.layout.lineage / "window.json"
+    window = json.loads(path.read_text(encoding="utf-8"))
+    window["excluded"] = [sample.SOLVER]
+    path.write_text(json.dumps(window), encoding="utf-8")
+    git.run(registry.root, "commit", "-q", "-m", "Leave the solver out", "--", "lineage/window.json")
+    git.run(registry.root, "tag", "-f", "-a", "-m", "Generation 4", "gen/0004")
+    learned = {cause for cause, effect in lineage(registry, "gen/4/student").edges if effect == "gen/4/student"}
+    assert learned == {"gen/1/student", "gen/1/labels", "gen/4/labels"}
 
 
 def test_an_external_teacher_and_a_window(fresh: Callable[[int], Registry]) -> None:
@@ -182,6 +201,12 @@ def test_outline_is_a_drawing_to_read(forked: Registry) -> None:
         f"    ├── {BASE}  model",
         "    └── gen/0/labels, shown elsewhere here",
     ]
+
+
+def test_outline_of_both_ways_is_two_trees(forked: Registry) -> None:
+    up, _, down = outline(lineage(forked, "gen/1/student", "both")).partition("\n\nWhat it went into:\n")
+    assert up == outline(lineage(forked, "gen/1/student"))
+    assert down == outline(lineage(forked, "gen/1/student", "down"))
 
 
 def test_the_same_question_has_the_same_answer(forked: Registry) -> None:
