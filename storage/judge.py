@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from flywheel.errors import ConfigError, ModelError, RegistryError
 from flywheel.models.checkpoints import weights_digest
 from flywheel.params import Params
-from storage import cache, dvc, git
+from storage import cache, dvc, git, remotes
 from storage.history import published_many, window
 from storage.layout import Layout, tag_name
 from storage.tables import replace_text
@@ -80,13 +80,7 @@ def place(registry: Registry, chosen: dict[str, Any] | None) -> None:
     wanted = cache.pointer_text(output, "judge")
     if not pointer.exists() or pointer.read_text(encoding="utf-8") != wanted:
         replace_text(pointer, wanted)
-    if cache.missing(registry, [output]) and dvc.remote(registry) is not None:
-        dvc.run(registry, "fetch", "-q", pointer.name)
-    if cache.missing(registry, [output]):
-        raise RegistryError(
-            f"the reward model of {tag}, which the next generation needs, is not in the cache and no remote has it; "
-            "copy .dvc/cache from where it was made, or name a remote that has it with `dvc remote add -d`"
-        )
+    remotes.bring(registry, [output.md5], f"the reward model of {tag}, which the next generation needs,")
     if not cache.holds(registry, folder, output):
         dvc.checkout(registry, pointer.name)
 

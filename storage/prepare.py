@@ -19,7 +19,7 @@ import yaml
 from flywheel.errors import ConfigError, FlywheelError, RegistryBusy, RegistryError
 from flywheel.params import Params, dump, folder_name
 from flywheel.records import digest
-from storage import cache, dvc, exclusions, git, judge, lock, recipes
+from storage import cache, dvc, exclusions, git, judge, lock, recipes, remotes
 from storage.history import published, published_many, window
 from storage.layout import SUPERVISED, tag_name
 from storage.registry import SHARED, ignored_lines, json_text, read_state, write_state
@@ -176,32 +176,16 @@ def _place_parent(
     champion = int(before["champion"]["generation"])
     student = _student(registry, champion)
     _write(pointer, cache.pointer_text(student, "parent"))
-    if cache.missing(registry, [student]) and dvc.remote(registry) is not None:
-        dvc.run(registry, "fetch", "-q", "parent.dvc")
-    if cache.missing(registry, [student]):
-        raise RegistryError(_gone(f"the student of {tag_name(champion)}, from which the next generation starts,"))
+    remotes.bring(
+        registry, [student.md5], f"the student of {tag_name(champion)}, from which the next generation starts,"
+    )
     if not cache.holds(registry, layout.parent, student):
         dvc.checkout(registry, "parent.dvc")
 
 
-def _gone(what: str) -> str:
-    return (
-        f"{what} is not in the cache and no remote has it; copy .dvc/cache from where it was made, "
-        "or name a remote that has it with `dvc remote add -d`"
-    )
-
-
-def _require_files(registry: Registry, files: list[dict[str, Any]], *stages: str) -> None:
-    """Fetch older tables of which an object is not in the cache; raise RegistryError if they cannot be had."""
-
-    def absent() -> list[str]:
-        return [file["path"] for file in files if not cache.cache_path(registry, file["md5"]).exists()]
-
-    if absent() and dvc.remote(registry) is not None:
-        dvc.run(registry, "fetch", "-q", "--all-tags", *(stages or ("filter", "evaluate")))
-    left = absent()
-    if left:
-        raise RegistryError(_gone(f"{left[0]} ({len(left)} file{'s' if len(left) > 1 else ''} of older generations)"))
+def _require_files(registry: Registry, files: list[dict[str, Any]], what: str = "the window's labels") -> None:
+    """Bring older tables of which an object is not in the cache; raise RegistryError if they cannot be had."""
+    remotes.bring(registry, [file["md5"] for file in files], f"{what}, tables of older generations,")
 
 
 def _student(registry: Registry, generation: int) -> cache.Output:
@@ -252,7 +236,7 @@ def _champion(registry: Registry, before: dict[str, Any] | None) -> dict[str, An
     champion = before["champion"]
     solved: dict[str, float] = {}
     files = published(registry, champion["generation"])["tables"]["outcomes"]["files"]
-    _require_files(registry, files)
+    _require_files(registry, files, "what the champion solved")
     for file in files:
         path = cache.cache_path(registry, file["md5"])
         columns = ["problem_id", "split", "metric", "value", "snapshot"]
@@ -301,7 +285,7 @@ def _tried(registry: Registry, params: Params) -> dict[str, Any]:
     older = [number for number in line if number > 0] if params.generate.solved_share is not None else []
     lineages = published_many(registry, older)
     tables = {number: lineages[number]["tables"]["attempts"]["files"] for number in older}
-    _require_files(registry, [file for files in tables.values() for file in files], "generate")
+    _require_files(registry, [file for files in tables.values() for file in files], "what was tried")
     return {"generations": [{"generation": number, "files": files} for number, files in tables.items()]}
 
 

@@ -12,15 +12,16 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import RegistryBusy
-from storage import lock
-from storage.layout import tag_name
+from storage import exchange, git, lock
+from storage.layout import REGISTRY_VERSION, tag_name
 from storage.prepare import unfinished
 from storage.publish import close, committed, mend_outputs, tag_head
 from storage.registry import read_state
 from storage.rollback import settle
+from storage.upgrade import ANCHORS
 
 if TYPE_CHECKING:
     from storage.registry import Registry
@@ -37,8 +38,8 @@ def recover(registry: Registry) -> list[str]:
     """
     with lock.ensure(registry, "recover"):
         done = [*_clear_git_locks(registry), *_clear_dvc_locks(registry), *_clear_drafts(registry)]
-        settled = settle(registry)
-        done += [settled] if settled else []
+        done += [settled for settled in (settle(registry), exchange.settle(registry)) if settled]
+        done += _take_back_upgrade(registry)
         generation = committed(registry)
         if generation is not None and generation not in registry.generations():
             tag_head(registry, generation)
@@ -49,6 +50,33 @@ def recover(registry: Registry) -> list[str]:
             mended = mend_outputs(registry, entry["generation"])
             done += [f"put back {path} from the cache" for path in mended]
         return done
+
+
+def _take_back_upgrade(registry: Registry) -> list[str]:
+    """An upgrade, or its undoing, that was cut off before its commit: the files are HEAD's again."""
+    names = (registry.layout.marker.name, ANCHORS)
+    paths = [registry.root / name for name in names]
+    here = [path.read_bytes() if path.exists() else None for path in paths]
+    if here[1] is None and _marker(here[0])[1] == REGISTRY_VERSION:  # never upgraded
+        return []
+    held = git.read_many(registry.root, [f"HEAD:{name}" for name in names])
+    (marker, version), (committed_marker, committed_version) = (_marker(texts[0]) for texts in (here, held))
+    if marker != committed_marker or (version == committed_version and (held[1] or not here[1])):
+        return []
+    git.run(registry.root, "reset", "-q", "--", *names)
+    for path, text in zip(paths, held, strict=True):
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            git.run(registry.root, "restore", "--source=HEAD", "--worktree", "--", path.name)
+    return ["took back an upgrade that was cut off before its commit; ask for it again"]
+
+
+def _marker(text: bytes | None) -> tuple[dict[str, Any], int]:
+    """What a flywheel.json says but for its version, and that version."""
+    values = json.loads(text or b"{}")
+    kept = {name: value for name, value in values.items() if name not in {"registry_version", "upgraded_from"}}
+    return kept, int(values.get("registry_version", 0))
 
 
 def _clear_work(registry: Registry) -> list[str]:
