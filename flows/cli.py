@@ -12,7 +12,20 @@ import sys
 
 import typer
 
-from flows.commands import boards, changing, data, measuring, reading, running, services, studies
+from flows.commands import (
+    boards,
+    changing,
+    comparing,
+    data,
+    measuring,
+    proving,
+    reading,
+    remotes,
+    replaying,
+    running,
+    services,
+    studies,
+)
 from flywheel.errors import FlywheelError, StorageFull
 
 app = typer.Typer(
@@ -23,8 +36,10 @@ app = typer.Typer(
 )
 COMMANDS = (
     running.init, running.run, running.status,
-    reading.history, reading.query, reading.lineage,
+    reading.history, reading.query, reading.lineage, comparing.diff,
     changing.rollback, changing.undo, changing.recover, changing.upgrade,
+    proving.verify, replaying.replay,
+    remotes.push, remotes.pull, remotes.clone, remotes.gc,
     services.schedule, services.up, services.down,
     reading.report,
     data.export,
