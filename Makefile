@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make run`, `make test`. Both make the environment first.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint clean benchmark
+.PHONY: help setup run test lint clean benchmark reliability
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,6 +36,10 @@ benchmark: setup ## Speed against peers, in pairs
 	$(BIN)/python benchmarks/trainer.py
 	$(BIN)/python benchmarks/bookkeeping.py
 	$(BIN)/python benchmarks/board_net.py
+	$(BIN)/python benchmarks/history.py
+
+reliability: setup ## Kill, fill, lock and break registries many hundred times, and write docs/reliability.md
+	$(BIN)/python -m tests.reliability --out docs/reliability.md
 
 clean: ## Remove what can be made again (never the registry)
 	rm -rf $(VENV) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
