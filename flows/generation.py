@@ -17,7 +17,6 @@ from prefect.runtime import flow_run
 
 from flows import display, stages, stop
 from flows.progress import Step, Tracker
-from flywheel import __version__
 from flywheel import params as parameters
 from flywheel.params import Params
 from storage import history, ledger, openlineage, prepare, publish, tracking
@@ -25,7 +24,7 @@ from storage.layout import Layout, tag_name
 from storage.registry import Registry
 from storage.tables import replace_text
 from tasks import generate, models, train
-from tasks.stage import Report, sources_digest
+from tasks.stage import Report, code_revision
 
 _RUN = {
     "generate": stages.run_sharded,
@@ -109,8 +108,3 @@ def _record_publishing(layout: Layout, generation: int) -> None:
         told = display.read_json(path)
         report = Report("overhead", generation, f"publishing {tag_name(told['generation'])}", seconds=told["seconds"])
         ledger.record(layout, report.ledger_row())
-
-
-def code_revision() -> str:
-    """Version, and digest of the sources that decide what a generation holds."""
-    return f"{__version__}+sources.{sources_digest('flywheel', 'storage', 'tasks')[:12]}"

@@ -19,7 +19,6 @@ import yaml
 
 from flows import replay_stages
 from flows.replay_stages import STAGES, Done
-from flywheel import __version__
 from flywheel import params as parameters
 from flywheel.errors import ConfigError, InputError, RegistryError
 from flywheel.params import Params, folder_name
@@ -32,7 +31,7 @@ from storage.registry import Registry, require_generation
 from storage.replay import Recorded
 from storage.schemas import table_folder
 from tasks import models
-from tasks.stage import sources_digest
+from tasks.stage import code_revision
 
 
 def _nothing(_done: Done) -> None:
@@ -82,11 +81,6 @@ def replay(
         "flops": sum(one.flops for one in done),
         "kept": str(folder) if keep is not None else None,
     }
-
-
-def code_here() -> str:
-    """The code that makes a replay, in the form of a generation's `Code-Revision`."""
-    return f"{__version__}+sources.{sources_digest('flywheel', 'storage', 'tasks')[:12]}"
 
 
 def _params(registry: Registry, generation: int, overrides: list[str]) -> Params:
@@ -185,7 +179,7 @@ def verdict(
     return {
         "result": result,
         "numerics": {"recorded": recorded.numerics, "here": numerics},
-        "code": {"recorded": recorded.code, "here": code_here()},
+        "code": {"recorded": recorded.code, "here": code_revision()},
         "outputs": outputs,
         "leeway": leeway,
         "tests": tests,
@@ -205,8 +199,8 @@ def _leeway(params: Params, recorded: Recorded, numerics: dict[str, str]) -> lis
         old, new = then.split(", "), now.split(", ")
         before = ", ".join(part for part in old if part not in new) or "not recorded"
         found.append(f"{', '.join(stages)}: {before}; here {', '.join(part for part in new if part not in old)}")
-    if recorded.code != code_here():
-        found.append(f"the code was {recorded.code}; here it is {code_here()}")
+    if recorded.code != code_revision():
+        found.append(f"the code was {recorded.code}; here it is {code_revision()}")
     if any("cuda" in here for here in numerics.values()):
         found.append("a GPU does not add up in a fixed order")
     if params.generation > 0 and models.is_server(params.generate.teacher):

@@ -118,10 +118,10 @@ def _lines(registry: Registry, before: int, after: int) -> tuple[_Line, _Line]:
 
 def _files(registry: Registry, table: str, side: _Line, alone: bool = False) -> list[File]:
     """Files of a table on a line, oldest first; `alone`: of the generation itself."""
-    if alone or table in views._NEWEST_ONLY:
+    if alone or table in views.NEWEST_ONLY:
         numbers = [side.number]
     else:
-        numbers = sorted([*side.line, *(side.kept if table in views._OF_LABELS else [])])
+        numbers = sorted([*side.line, *(side.kept if table in views.OF_LABELS else [])])
     return [
         File(number, file["md5"], file["rows"], cache.cache_path(registry, file["md5"]))
         for number in numbers
@@ -149,11 +149,11 @@ def _connection(registry: Registry) -> Iterator[DuckDBPyConnection]:
     with duckdb.connect(":memory:") as connection:
         for setting in (
             f"memory_limit = '{views.MEMORY_LIMIT}'",
-            f"temp_directory = {views._quoted(views._spill_folder(registry))}",
+            f"temp_directory = {views.quoted(views.spill_folder(registry))}",
             "preserve_insertion_order = false",
             "autoinstall_known_extensions = false",
             "autoload_known_extensions = false",
-            f"allowed_directories = [{views._quoted(f'{folder}/')}]",
+            f"allowed_directories = [{views.quoted(f'{folder}/')}]",
             "enable_external_access = false",
             "lock_configuration = true",
         ):

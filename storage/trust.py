@@ -1,8 +1,9 @@
-"""Whether what a registry's params name may be run here.
+"""Whether what a registry's params name may be used here.
 
-Nothing in a registry is ever executed, but its params may name code to run: a command for failures, a function of the
-user's as a reward. In a registry made on this machine they are the user's own words. In a clone they are another's, so
-they are shown once and not used before `flywheel run --trust`.
+Nothing in a registry is ever executed, but its params may name code to run (a command for failures, a function of the
+user's as a reward) or a server that problems are sent to, with the user's key. In a registry made on this machine they
+are the user's own words. In a clone they are another's, so they are shown once and not used before
+`flywheel run --trust`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ def require(registry: Registry, params: Params) -> None:
         return
     named = {"execution.on_failure": params.execution.on_failure, "reward.function": params.reward.function}
     found = [f"{key}: {value!r} would be run on this machine" for key, value in named.items() if value is not None]
+    if params.generate.teacher.startswith(("http://", "https://")):
+        found.append(
+            f"generate.teacher: problems would be sent to {params.generate.teacher}, with OPENAI_API_KEY if set"
+        )
     if found:
         raise ConfigError(
-            [*found, "if that is what you want, say so once with `flywheel run --trust`; else set them to null"],
+            [*found, "if that is what you want, say so once with `flywheel run --trust`; else change them with --set"],
             f"the recipe, cloned from {mark.get('from')},",
         )
 

@@ -33,9 +33,9 @@ MEMORY_LIMIT = "1GB"
 
 _KNOWN = {**TABLES, **SUPERVISION, **BOARDS}
 _BATCH_ROWS = 2048
-_NEWEST_ONLY = {"problems", "excluded"}
+NEWEST_ONLY = {"problems", "excluded"}
 """Tables that each generation carries whole."""
-_OF_LABELS = {"attempts", "searched", "labels", "targets", "label_parents", "rejected"}
+OF_LABELS = {"attempts", "searched", "labels", "targets", "label_parents", "rejected"}
 """Tables that tell of labels."""
 
 _GENERATIONS = pa.schema(
@@ -193,12 +193,12 @@ def _open(registry: Registry, at: int | None) -> tuple[DuckDBPyConnection, dict[
     files, absent, old = _files(registry, line, exclusions.kept(applying, line))
     connection = duckdb.connect(":memory:")
     connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-    connection.execute(f"SET temp_directory = {_quoted(_spill_folder(registry))}")
+    connection.execute(f"SET temp_directory = {quoted(spill_folder(registry))}")
     connection.execute("SET autoinstall_known_extensions = false")
     connection.execute("SET autoload_known_extensions = false")
     # The order matters: views on files can be read only if their folder was allowed before access is shut.
     cache = cache_path(registry, "0" * 32).parent.parent
-    connection.execute(f"SET allowed_directories = [{_quoted(f'{cache}/')}]")
+    connection.execute(f"SET allowed_directories = [{quoted(f'{cache}/')}]")
     if old and (lost := absent.keys() & {"labels", "step_labels"}):
         absent.setdefault("trained_on", absent[min(lost)])
     # Of an earlier version `trained_on` is told apart by views of other tables.
@@ -221,7 +221,7 @@ def _open(registry: Registry, at: int | None) -> tuple[DuckDBPyConnection, dict[
     return connection, absent
 
 
-def _spill_folder(registry: Registry) -> Path:
+def spill_folder(registry: Registry) -> Path:
     """Where DuckDB puts what memory cannot hold, made and removed by it: in the registry's scratch folder, or in the
     system's where a reader may not write to the registry or nothing ever ran in it (a clone)."""
     scratch = registry.layout.tmp
@@ -280,9 +280,9 @@ def _files(
     old: list[Path] = []
     for generation, lineage in published_many(registry, sorted([*line, *kept])).items():
         for table, entry in lineage["tables"].items():
-            if table not in files or (table in _NEWEST_ONLY and generation != line[-1]):
+            if table not in files or (table in NEWEST_ONLY and generation != line[-1]):
                 continue
-            if generation in kept and table not in _OF_LABELS:
+            if generation in kept and table not in OF_LABELS:
                 continue
             if table == "trained_on" and lineage["version"] == 1:
                 old += [cache_path(registry, file["md5"]) for file in entry["files"]]
@@ -311,7 +311,7 @@ def _selection(table: str, paths: list[Path], old: list[Path], out: list[str]) -
         return f"SELECT {', '.join(nulls)} WHERE false"
     columns = ", ".join(f'"{name}"' for name in schema.names)
     if table == "labels" and out:
-        return f"SELECT {columns} FROM {_read(paths)} WHERE teacher NOT IN ({', '.join(map(_quoted, out))})"
+        return f"SELECT {columns} FROM {_read(paths)} WHERE teacher NOT IN ({', '.join(map(quoted, out))})"
     if table != "trained_on" or not old:
         return f"SELECT {columns} FROM {_read(paths)}"
     new = [path for path in paths if path not in old]
@@ -323,14 +323,15 @@ def _selection(table: str, paths: list[Path], old: list[Path], out: list[str]) -
 
 
 def _read(paths: list[Path]) -> str:
-    return f"read_parquet([{', '.join(map(_quoted, paths))}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(map(quoted, paths))}], hive_partitioning = false)"
 
 
 def _duckdb_type(kind: Any) -> str:
     return f"{_TYPES[str(kind.value_type)]}[]" if pa.types.is_list(kind) else _TYPES[str(kind)]
 
 
-def _quoted(value: Path | str) -> str:
+def quoted(value: Path | str) -> str:
+    """A text as SQL says it."""
     return "'" + str(value).replace("'", "''") + "'"
 
 

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flywheel import __version__
 from flywheel import params as parameters
 from flywheel.compute import Cost
 from flywheel.errors import FlywheelError
@@ -144,6 +145,11 @@ def sources_digest(*packages: str) -> str:
             total.update(f"{name}/{path.relative_to(root.parent)}\0".encode())
             total.update(path.read_bytes())
     return total.hexdigest()
+
+
+def code_revision() -> str:
+    """Version, and digest of the sources that decide what a generation holds."""
+    return f"{__version__}+sources.{sources_digest('flywheel', 'storage', 'tasks')[:12]}"
 
 
 def folder_digest(path: Path) -> str:

@@ -21,7 +21,7 @@ _OBJECT = re.compile(r"\b[0-9a-f]{40}(?:[0-9a-f]{24})?\b")
 _STORED = re.compile(r"\S*/objects/\S+")
 _LOOSE_REF = re.compile(rb"(?:ref: refs/[^\n]+|[0-9a-f]{40}|[0-9a-f]{64})\n")
 _PACKED_HEAD = re.compile(r"# pack-refs with:(?: (?:peeled|fully-peeled|sorted))* ?")
-_PACKED_LINE = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64}) (refs/\S+)")
+_PACKED_LINE = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64}) (refs/[^\s\\\\]+)")
 _ELSEWHERE = "bring a sound copy from a clone or a backup: `git fetch --tags COPY` there, or copy its .git"
 
 

@@ -22,7 +22,11 @@ def _naming_code(registry: Registry, **sections: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("section", "changes"),
-    [("execution", {"on_failure": "rm -rf ."}), ("reward", {"name": "function", "function": "os:system"})],
+    [
+        ("execution", {"on_failure": "rm -rf ."}),
+        ("reward", {"name": "function", "function": "os:system"}),
+        ("generate", {"teacher": "http://elsewhere.example/v1"}),
+    ],
 )
 def test_a_clone_names_no_code_before_it_is_trusted(
     fresh: Callable[[int], Registry], section: str, changes: dict[str, str]
@@ -32,7 +36,7 @@ def test_a_clone_names_no_code_before_it_is_trusted(
     mark = registry.layout.local / trust.MARK
     mark.write_text(json.dumps({"from": "/elsewhere", "trusted": False}), encoding="utf-8")
     _naming_code(registry)
-    with pytest.raises(ConfigError, match=r"cloned from /elsewhere.*(?s:.)*would be run on this machine"):
+    with pytest.raises(ConfigError, match=r"cloned from /elsewhere.*(?s:.)*would be (run on this machine|sent to)"):
         _naming_code(registry, **{section: changes})
     trust.trust(registry)
     assert json.loads(mark.read_text(encoding="utf-8")) == {"from": "/elsewhere", "trusted": True}

@@ -184,7 +184,7 @@ def test_a_missing_file_is_named_and_other_tables_still_answer(fresh: Fresh) -> 
     file = published(registry, 0)["tables"]["attempts"]["files"][0]
     cache.cache_path(registry, file["md5"]).unlink()
     shutil.rmtree(registry.root / "attempts")
-    words = r"attempts/part-00000\.parquet.*table attempts of gen/0.*dvc pull"
+    words = r"attempts/part-00000\.parquet.*table attempts of gen/0.*flywheel pull"
     with pytest.raises(RegistryError, match=words):
         query(registry, 'SELECT count(*) FROM "Attempts"')
     with pytest.raises(RegistryError, match=words):
