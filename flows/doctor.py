@@ -122,7 +122,7 @@ def _clean(root: Path) -> str:
 
 def _cache(root: Path) -> str:
     """Every file that the generations on the head's line name is in the cache."""
-    from storage import cache, history
+    from storage import cache, dropped, history
     from storage.registry import Registry
 
     opened = Registry.open(root)
@@ -133,10 +133,12 @@ def _cache(root: Path) -> str:
         for table in document["tables"].values()
         for file in table["files"]
     }
-    missing = [md5 for md5 in named if not cache.cache_path(opened, md5).exists()]
+    elsewhere = named & dropped.read(opened).objects
+    missing = [md5 for md5 in named - elsewhere if not cache.cache_path(opened, md5).exists()]
     if missing:
         raise FlywheelError(
             f"{len(missing)} of {len(named)} files of tables are missing (first: {missing[0]}); "
-            "fetch them with `dvc fetch --all-tags` where a remote has them"
+            "bring them with `flywheel pull --all` where a remote has them"
         )
-    return f"{len(named)} files of tables, all there"
+    away = f"; {len(elsewhere)} of them are at the remote, where `flywheel gc` left them" if elsewhere else ""
+    return f"{len(named)} files of tables, all there{away}"

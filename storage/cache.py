@@ -56,7 +56,7 @@ def setting(root: Path, section: str, option: str) -> str | None:
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read(root / ".dvc" / name, encoding="utf-8")
-        except configparser.Error as error:
+        except (configparser.Error, UnicodeDecodeError) as error:
             raise RegistryError(f"{root / '.dvc' / name} is not a DVC config: {error}; restore it with git") from error
         value = parser.get(section, option, fallback=None)
         if value is not None:
@@ -99,7 +99,7 @@ def tree(registry: Registry, output: Output) -> dict[str, str]:
     except FileNotFoundError:
         raise RegistryError(
             f"the list of files of {output.path}/ ({output.md5}) is not in the cache at {path}; "
-            "fetch it with `dvc fetch`, or restore .dvc/cache from a copy"
+            "bring it with `flywheel pull --all`, or restore .dvc/cache from a copy"
         ) from None
     except ValueError as error:
         raise RegistryError(f"{path} should list the files of {output.path}/ but is not JSON: {error}") from error

@@ -108,7 +108,7 @@ def _fetch_history(url: str, draft: Path) -> None:
 
 def _make_local(draft: Path, url: str, name: str, email: str) -> None:
     """What every registry has of its own and git does not carry."""
-    from storage.registry import _can_reflink
+    from storage.registry import can_reflink
 
     if git.attempt(draft, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT") is None:
         # The identity came from a repository around this one; carry it over.
@@ -116,7 +116,7 @@ def _make_local(draft: Path, url: str, name: str, email: str) -> None:
         git.run(draft, "config", "user.email", email)
     (draft / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     (draft / ".flywheel").mkdir()
-    if _can_reflink(draft / ".flywheel"):
+    if can_reflink(draft / ".flywheel"):
         local = f'[cache]\n    type = "reflink,{dvc.LINKS}"\n'
         (draft / ".dvc" / "config.local").write_text(local, encoding="utf-8")
     facts = {"from": redacted(url), "trusted": False}

@@ -54,6 +54,9 @@ SELECT snapshot FROM bad ORDER BY snapshot
 """The causes of a generation whose labels have one teacher are found by generation; else label by label."""
 
 
+_READ = ("labels", "trained_on", "snapshots", "step_labels")
+
+
 @dataclass(frozen=True, slots=True)
 class Exclusion:
     """One entry of exclusions.json. `source` and `to`: the heads before and after it (`from` and `to` in the file);
@@ -206,7 +209,7 @@ def find(registry: Registry, model: str, reason: str) -> tuple[Exclusion, dict[s
     judges = {
         number: one["judge"]["snapshot"] for number, one in facts.items() if one.get("judge") and one["judge"]["judges"]
     }
-    with views.connect(registry) as connection:
+    with views.connect(registry, tables=_READ) as connection:
         bad = _bad(connection, model, judges)
         clean = [number for number in line if not _made(facts[number]) & bad]
         if not clean:

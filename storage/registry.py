@@ -29,9 +29,9 @@ RECORDED = (
 """What a generation's commit holds and a rollback restores; the ledger, committed too, keeps what was spent."""
 SHARED = ("dvc.yaml", ".gitignore")
 """Those that a user may edit and commit too; what Flywheel writes into them is noted before."""
-_IN_PROGRESS = re.compile(
+IN_PROGRESS = re.compile(
     r"(params\.yaml|(parent|judge)\.dvc|metrics\.json|dvc\.lock"
-    r"|lineage/(teacher|champion|window|judge|\d{4,})\.json|ledger/\d{4,}\.jsonl)"
+    r"|lineage/(teacher|champion|window|judge|tried|\d{4,})\.json|ledger/\d{4,}\.jsonl)"
 )
 _TEMPORARY = ".*." + "[0-9a-f]" * 8
 """What `storage.tables` calls a file it has not finished."""
@@ -161,7 +161,7 @@ class Registry:
             path
             for code, path in entries
             # Something newly staged is nobody's loss: our commits name their paths.
-            if code != "A " and not (in_progress and (_IN_PROGRESS.fullmatch(path) or self._wrote(entry or {}, path)))
+            if code != "A " and not (in_progress and (IN_PROGRESS.fullmatch(path) or self.wrote(entry or {}, path)))
         ]
         if edited:
             names = " ".join(edited)
@@ -171,7 +171,7 @@ class Registry:
                 f"or drop it with `git -C {self.root} restore --staged --worktree {names}`"
             )
 
-    def _wrote(self, entry: dict[str, Any], path: str) -> bool:
+    def wrote(self, entry: dict[str, Any], path: str) -> bool:
         """Whether a file that is ours and the user's holds what the generation in progress wrote."""
         from storage.tables import file_md5  # brings pyarrow, which history does not need
 
@@ -256,14 +256,14 @@ def _build(draft: Path, params: Params, recipe: str, preset: str, name: str, ema
         (draft / path).write_text(text, encoding="utf-8")
     (draft / ".dvc" / "tmp").mkdir()
     (draft / ".flywheel").mkdir()
-    if _can_reflink(draft / ".flywheel"):
+    if can_reflink(draft / ".flywheel"):
         local = f'[cache]\n    type = "reflink,{dvc.LINKS}"\n'
         (draft / ".dvc" / "config.local").write_text(local, encoding="utf-8")
     git.run(draft, "add", "--", *files)
     git.run(draft, "commit", "-q", "-F", "-", stdin=f"Make the registry from preset {preset}\n")
 
 
-def _can_reflink(folder: Path) -> bool:
+def can_reflink(folder: Path) -> bool:
     """Whether the file system shares blocks between files (btrfs, XFS); elsewhere DVC's `reflink` would mean copies."""
     import fcntl
 

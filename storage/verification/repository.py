@@ -21,7 +21,7 @@ _OBJECT = re.compile(r"\b[0-9a-f]{40}(?:[0-9a-f]{24})?\b")
 _STORED = re.compile(r"\S*/objects/\S+")
 _LOOSE_REF = re.compile(rb"(?:ref: refs/[^\n]+|[0-9a-f]{40}|[0-9a-f]{64})\n")
 _PACKED_HEAD = re.compile(r"# pack-refs with:(?: (?:peeled|fully-peeled|sorted))* ?")
-_PACKED_LINE = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64}) (refs/[^\s\\\\]+)")
+_PACKED_LINE = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64}) (refs/[^\s\\]+)")
 _ELSEWHERE = "bring a sound copy from a clone or a backup: `git fetch --tags COPY` there, or copy its .git"
 
 
@@ -107,9 +107,7 @@ def check(root: Path, known: Refs, findings: Findings) -> None:
     _check_history_is_whole(root, folder, known, findings)
     _check_named(root, folder, known, findings)
     _check_objects(root, known, findings)
-    if not (folder / "reftable").exists():
-        _check_loose_refs(root, folder, findings)
-        _check_packed_refs(root, folder, findings)
+    check_refs(root, folder, findings)
     _check_index(root, findings)
     counts = dict(line.split(": ") for line in git.run(root, "count-objects", "-v").splitlines())
     findings.count("git_objects", int(counts["count"]) + int(counts["in-pack"]))
@@ -192,6 +190,13 @@ def _place(root: Path, line: str) -> str | None:
         loose = f".git/objects/{found[0][:2]}/{found[0][2:]}"
         return loose if (root / loose).exists() or "missing" in line else f"git object {found[0]}"
     return None
+
+
+def check_refs(root: Path, folder: Path, findings: Findings) -> None:
+    """Files that hold refs are as git writes them. Where they are not, git may not work at all, or not see a ref."""
+    if folder.is_dir() and not (folder / "reftable").exists():
+        _check_loose_refs(root, folder, findings)
+        _check_packed_refs(root, folder, findings)
 
 
 def _check_loose_refs(root: Path, folder: Path, findings: Findings) -> None:

@@ -80,6 +80,7 @@ def verify(root: Path, quick: bool = False, jobs: int | None = None, tell: Tell 
         known = repository.refs(registry.root)
         repository.check(registry.root, known, findings)
     except FlywheelError as error:
+        repository.check_refs(registry.root, registry.root / ".git", findings)
         fix = "restore .git from a clone or a backup"
         findings.fail("git", ".git", f"git does not take it for a repository: {error}"[:400], fix)
     else:

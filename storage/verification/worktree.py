@@ -16,7 +16,7 @@ import yaml
 
 from flywheel.errors import FlywheelError
 from storage import exclusions, git
-from storage.registry import _IN_PROGRESS, RECORDED, read_state
+from storage.registry import IN_PROGRESS, RECORDED, read_state
 from storage.verification import repository
 from storage.verification.findings import Findings
 from storage.verification.generations import FIX
@@ -95,7 +95,7 @@ def _allowed(registry: Registry, state: dict[str, Any], path: str) -> bool:
     entry = state.get("unfinished")
     if not isinstance(entry, dict) or entry.get("generation") in registry.generations():
         return False
-    return bool(_IN_PROGRESS.fullmatch(path)) or registry._wrote(entry, path)
+    return bool(IN_PROGRESS.fullmatch(path)) or registry.wrote(entry, path)
 
 
 def check_head(

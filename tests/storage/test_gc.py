@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from flywheel.errors import FlywheelError, InputError, RegistryBusy
+from flywheel.params import load
 from storage import cache, contents, dropped, dvc, exchange, gc, lock, prepare, remotes, views
 from storage.history import history, published
 from storage.lineage import lineage, outline
@@ -64,9 +65,11 @@ def without_remote(registry: Registry, target: Path) -> Registry:
 
 
 @pytest.fixture
-def pushed(fresh: Fresh, tmp_path: Path) -> Registry:
-    """Four generations, all of them at a remote in the folder `data`."""
-    registry = fresh(4)
+def pushed(made: dict[int, Registry], tmp_path: Path) -> Registry:
+    """Four generations, all of them at a remote in the folder `data`; the worktree linked to the cache, as DVC does."""
+    subprocess.run(["cp", "-a", made[4].root, tmp_path / "registry"], check=True)
+    registry = Registry.open(tmp_path / "registry")
+    assert (registry.layout.student / "model.safetensors").stat().st_nlink == 2
     exchange.push(registry, str(tmp_path / "data"))
     return registry
 
@@ -97,6 +100,11 @@ def test_what_the_remote_has_goes_and_the_rest_works_without_it(pushed: Registry
     names = ("labels", "label_parents", "trained_on", "snapshots", "evaluations", "outcomes")
     tables = [published(pushed, number)["tables"] for number in range(4)]
     assert not gone & {file["md5"] for one in tables for name in names for file in one[name]["files"]}
+    # What older generations left in the worktree are other names of the same files; they would hold the room.
+    left = {path.relative_to(pushed.root).as_posix() for path in (pushed.root / "labels").rglob("*.parquet")}
+    assert "labels/0001/labels/part-00000.parquet" in left
+    assert "labels/0001/rejected/part-00000.parquet" not in left
+    assert "labels/0003/rejected/part-00000.parquet" in left
     assert sorted(gone) == json.loads(dropped.path(pushed).read_text("utf-8"))["dropped"]
     assert leftovers(pushed) == []
     assert gc.collect(pushed, 2)["dropped"]["objects"] == 0
@@ -127,13 +135,18 @@ def test_tables_go_too_when_asked(pushed: Registry) -> None:
     sample.make_generation(pushed)
 
 
-def test_a_short_window_lets_old_labels_go(fresh: Fresh, tmp_path: Path) -> None:
-    registry = fresh(4)
+def short_window(registry: Registry) -> Registry:
+    """Its recipe, committed by hand, lets students learn from their own labels and those of one generation before."""
     params = registry.layout.params
     text = params.read_text("utf-8")
     assert "window: null" in text
     params.write_text(text.replace("window: null", "window: 2"), "utf-8")
     git(registry.root, "commit", "-qam", "A shorter window")
+    return registry
+
+
+def test_a_short_window_lets_old_labels_go(fresh: Fresh, tmp_path: Path) -> None:
+    registry = short_window(fresh(4))
     exchange.push(registry, str(tmp_path / "data"))
     gc.collect(registry, 1, tables=True)
     there = [published(registry, n)["tables"]["labels"]["files"][0]["md5"] in cached(registry) for n in range(4)]
@@ -218,6 +231,7 @@ def test_lines_that_were_left_tags_and_aliases_stay_whole(fresh: Fresh, tmp_path
     dvc.run(registry, "add", "-q", "notes.bin")
     git(registry.root, "add", "-f", "notes.bin.dvc")
     git(registry.root, "commit", "-qm", "Keep notes")
+    exchange.push(registry)
     git(registry.root, "rm", "-q", "notes.bin.dvc")
     git(registry.root, "commit", "-qm", "No notes")
     gc.collect(registry, 1)
@@ -240,6 +254,17 @@ def test_an_unfinished_generation_keeps_what_only_the_cache_has(pushed: Registry
     gc.collect(pushed, 1, tables=True)
     assert hashlib.md5(model.read_bytes()).hexdigest() == md5
     assert publish(pushed, params, sample.REVISION) == "gen/0004"
+
+
+def test_an_unfinished_generation_keeps_its_own_window(fresh: Fresh, tmp_path: Path) -> None:
+    """It was begun with a wider one than the head's recipe says."""
+    registry = short_window(fresh(4))
+    exchange.push(registry, str(tmp_path / "data"))
+    sample.begin_generation(registry, load(registry.layout.params, ["filter.window=null"]))
+    gc.collect(registry, 1, tables=True)
+    named = json.loads((registry.layout.lineage / "window.json").read_text("utf-8"))["generations"]
+    assert [entry["generation"] for entry in named] == [0, 1, 2, 3]
+    assert {file["md5"] for entry in named for file in entry["files"]} <= set(cached(registry))
 
 
 def test_cut_off_half_way_it_is_finished_by_the_next(pushed: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
