@@ -55,6 +55,7 @@ def clone(
         _fetch_history(url, draft)
         head = git.run(draft, "rev-parse", "HEAD")
         foreign.check(draft, head)
+        foreign.check_tags(draft, git.run(draft, "for-each-ref", "--format=%(refname)", "refs/tags/").splitlines())
         git.run(draft, "reset", "-q", "--hard", head)
         _make_local(draft, url, name, email)
         _name_remote(draft, url, remote, endpoint)
@@ -78,7 +79,14 @@ def clone(
         if not target.exists() and not parent_existed and not any(target.parent.iterdir()):
             target.parent.rmdir()
     registry = Registry.open(target)
-    exchange.settle(registry)
+    try:
+        exchange.settle(registry)
+    except FlywheelError as error:
+        raise type(error)(
+            f"{target} was cloned, but its folders did not follow: {error}; mend that and finish it with "
+            f"`flywheel recover --registry {target}`, or remove the folder"
+        ) from error
+    _mark(target, url)  # whatever came along
     named = remotes.sources(registry)
     return {
         "registry": str(target),
@@ -119,8 +127,13 @@ def _make_local(draft: Path, url: str, name: str, email: str) -> None:
     if can_reflink(draft / ".flywheel"):
         local = f'[cache]\n    type = "reflink,{dvc.LINKS}"\n'
         (draft / ".dvc" / "config.local").write_text(local, encoding="utf-8")
+    _mark(draft, url)
+
+
+def _mark(root: Path, url: str) -> None:
+    """Say that it is a clone, and that nobody has trusted it yet."""
     facts = {"from": redacted(url), "trusted": False}
-    (draft / ".flywheel" / "cloned.json").write_text(json_text(facts), encoding="utf-8")
+    (root / ".flywheel" / "cloned.json").write_text(json_text(facts), encoding="utf-8")
 
 
 def _name_remote(draft: Path, url: str, remote: str | None, endpoint: str | None) -> None:

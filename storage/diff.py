@@ -122,6 +122,8 @@ def _files(registry: Registry, table: str, side: _Line, alone: bool = False) -> 
         numbers = [side.number]
     else:
         numbers = sorted([*side.line, *(side.kept if table in views.OF_LABELS else [])])
+    if table in views.OF_EACH_LABEL and not alone:
+        numbers = [number for number in numbers if exclusions.judged_by(side.facts[number]) not in side.out]
     return [
         File(number, file["md5"], file["rows"], cache.cache_path(registry, file["md5"]))
         for number in numbers

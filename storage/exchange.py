@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flywheel.errors import FlywheelError, InputError, RegistryBusy, RegistryError
 from storage import cache, contents, dropped, dvc, foreign, git, lock, needs, remote_settings, remotes
 from storage.layout import SUPERVISED
-from storage.registry import read_state, require_generation, write_state
+from storage.registry import IN_PROGRESS, read_state, require_generation, write_state
 from storage.remote_urls import data_address, git_address, is_local, redacted
 
 if TYPE_CHECKING:
@@ -48,10 +48,20 @@ def push(
 
     {"data": {"remote", "objects", "bytes", "held"}, "lost": objects dropped for good, "history": {"remote", "branch",
     "tags": sent ones} or None where no git remote is named}. Raises InputError for addresses, RegistryBusy where
-    `origin` has what is not here, RegistryError where an object is neither here nor there; then no history was sent.
+    `origin` has what is not here and while a run is at work, RegistryError where an object is neither here nor there;
+    then no history was sent.
     """
+    from storage.recovery import recover
+
     if endpoint and not remote:
         raise InputError("got --endpoint without --remote; name both: --remote s3://bucket/path --endpoint URL")
+    with lock.ensure(registry, "push"):
+        # A commit whose tag is missing would be tagged on both sides, each its own way.
+        recover(registry)
+        return _push(registry, remote, git_url, endpoint)
+
+
+def _push(registry: Registry, remote: str | None, git_url: str | None, endpoint: str | None) -> dict[str, Any]:
     if git_url:
         _name_origin(registry, git_address(git_url))
     if remote:
@@ -115,11 +125,32 @@ def settle(registry: Registry) -> str | None:
         return None
     done = None
     if git.run(registry.root, "rev-parse", "HEAD") == intent["to"]:
-        git.run(registry.root, "restore", "--source=HEAD", "--staged", "--worktree", "--", ".")
+        paths = _changed(registry, intent["from"], intent["to"])
+        if paths:
+            flags = ("--source=HEAD", "--staged", "--worktree", "--pathspec-from-file=-", "--pathspec-file-nul")
+            git.run(registry.root, "--literal-pathspecs", "restore", *flags, stdin="\0".join(paths))
         checkout(registry)
         done = "finished a pull that was cut off"
     write_state(registry, pull=None)
     return done
+
+
+def _changed(registry: Registry, before: str, after: str) -> list[str]:
+    text = git.run(registry.root, "diff", "--name-only", "--no-renames", "-z", before, after)
+    return [path for path in text.split("\0") if path]
+
+
+def _require_free(registry: Registry, standing: Standing) -> None:
+    """Raise RegistryBusy where what `origin` brings would be written over a file that git does not have yet."""
+    assert standing.theirs is not None
+    held = set(git.run(registry.root, "ls-tree", "-r", "--name-only", "-z", standing.ours).split("\0"))
+    paths = [path for path in _changed(registry, standing.ours, standing.theirs) if path not in held]
+    own = [path for path in paths if not IN_PROGRESS.fullmatch(path) and (registry.root / path).exists()]
+    if own:
+        _forget_theirs(registry)
+        raise RegistryBusy(
+            f"conflict: {', '.join(own[:5])} would be written over, and git does not have what is there; move it away"
+        )
 
 
 def checkout(registry: Registry) -> None:
@@ -268,9 +299,11 @@ def _follow(registry: Registry, drop_unfinished: bool) -> dict[str, Any]:
             f"{_side(standing.their_tags, standing.our_tags)}; drop the unfinished work with "
             "`flywheel pull --drop-unfinished`, or finish it with `flywheel run` and keep the two lines apart"
         )
+    foreign.check_tags(registry.root, new.values())
     if forward:
         registry.check_clean()
         foreign.check(registry.root, standing.theirs)
+        _require_free(registry, standing)
         remotes.bring(registry, needs.recorded_at(registry, standing.theirs), "the new head's data")
         if entry is not None:
             _drop_unfinished(registry, int(entry["generation"]))

@@ -182,11 +182,15 @@ def require_clean_line(registry: Registry, entries: list[Exclusion], generation:
         )
 
 
+def judged_by(facts: dict[str, Any]) -> str | None:
+    """The registry's own reward model that judged a generation's search, if one did."""
+    judge = facts.get("judge")
+    return str(judge["snapshot"]) if judge is not None and judge["judges"] else None
+
+
 def _makers(facts: dict[str, Any]) -> set[str]:
     """The models that made a generation's labels: who searched, and who judged the search."""
-    judge = facts.get("judge")
-    judges = {judge["snapshot"]} if judge is not None and judge["judges"] else set()
-    return {facts["teacher"]["snapshot"], *judges}
+    return {facts["teacher"]["snapshot"], *filter(None, [judged_by(facts)])}
 
 
 def _made(facts: dict[str, Any]) -> set[str]:
@@ -205,11 +209,10 @@ def find(registry: Registry, model: str, reason: str) -> tuple[Exclusion, dict[s
     if not line:
         raise InputError("there is no generation yet, so nothing to exclude")
     held = kept(applying(entries, line), line)
-    facts = published_many(registry, [*line, *held])
-    judges = {
-        number: one["judge"]["snapshot"] for number, one in facts.items() if one.get("judge") and one["judge"]["judges"]
-    }
-    with views.connect(registry, tables=_READ) as connection:
+    # What came of a model may have come by way of another line, whose labels an earlier exclusion kept.
+    facts = published_many(registry, registry.generations())
+    judges = {number: judge for number, one in facts.items() if (judge := judged_by(one)) is not None}
+    with views.connect(registry, tables=_READ, every_line=True) as connection:
         bad = _bad(connection, model, judges)
         clean = [number for number in line if not _made(facts[number]) & bad]
         if not clean:
@@ -217,11 +220,12 @@ def find(registry: Registry, model: str, reason: str) -> tuple[Exclusion, dict[s
                 f"every generation came of model/{model[:12]}, generation 0 too; there is none to go on from: "
                 "make another registry with `flywheel init`"
             )
-        judged = [number for number, judge in judges.items() if judge in bad]
+        judged = [number for number, judge in judges.items() if judge in bad | models(entries)]
         counts = connection.execute(
             "SELECT generation, count(*) FILTER (WHERE NOT bad), count(*) FILTER (WHERE bad) FROM (SELECT generation, "
-            "list_contains($models, teacher) OR list_contains($judged, generation) AS bad FROM labels) GROUP BY 1",
-            {"models": sorted(bad), "judged": judged},
+            "list_contains($models, teacher) OR list_contains($judged, generation) AS bad FROM labels "
+            "WHERE list_contains($here, generation)) GROUP BY 1",
+            {"models": sorted(bad | models(entries)), "judged": judged, "here": [*line, *held]},
         ).fetchall()
     good = {number: rows for number, rows, _ in counts}
     to = clean[-1]

@@ -1,4 +1,5 @@
-"""What a registry from elsewhere may hold before any of it is written here: a clone's first commit, a pull's newest.
+"""What a registry from elsewhere may hold before any of it is written here: the newest commit, and every tag's, for a
+rollback may go to any.
 
 git writes files, DVC writes folders where dvc.yaml, dvc.lock and `.dvc` files say, and reads `.dvc/config`. None of
 that may reach outside the registry, into .git or .flywheel, or name a program or a file to read secrets from.
@@ -8,18 +9,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from flywheel.errors import RegistryError
 from storage import cache, contents, git
-from storage.layout import OUTPUTS, REGISTRY_VERSION, SUPERVISED
+from storage.layout import DVC_IGNORED, OUTPUTS, REGISTRY_VERSION, SUPERVISED
 from storage.remote_settings import check_foreign
 
 _FOLDERS = {"parent", "judge", *OUTPUTS, *SUPERVISED}
 _OURS = {".git", ".dvc", ".flywheel"}
 _UNREAD = {"vars", "wdir", "foreach", "matrix", "do"}
 """Keys of dvc.yaml by which a path could turn into another than the one written."""
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 _SHOWN = 5
 
 
@@ -31,6 +34,14 @@ def check(root: Path, revision: str) -> None:
     if problems:
         shown = "; ".join(problems[:_SHOWN]) + ("; ..." if len(problems) > _SHOWN else "")
         raise RegistryError(f"refused, nothing of it was written: {shown}")
+
+
+def check_tags(root: Path, tags: Iterable[str]) -> None:
+    """As `check`, for the commits of these tags (or their objects)."""
+    for tag in tags:
+        if git.attempt(root, "rev-parse", "-q", "--verify", f"{tag}^{{commit}}") is None:
+            raise RegistryError(f"refused, nothing of it was written: tag {tag} names no commit")
+        check(root, f"{tag}^{{commit}}")
 
 
 def _marker(root: Path, revision: str) -> list[str]:
@@ -52,6 +63,9 @@ def _files(root: Path, revision: str) -> list[str]:
         facts, _, path = entry.partition("\t")
         if not path:
             continue
+        if any(ord(letter) < 32 or ord(letter) == 127 for letter in path):
+            problems.append(f"{path!r} has a control character in its name")
+            continue
         top, _, rest = path.partition("/")
         if facts.startswith("120000"):
             problems.append(f"{path} is a symbolic link")
@@ -63,6 +77,9 @@ def _files(root: Path, revision: str) -> list[str]:
             problems.append(f"{path} has a name that git must not bring")
         elif path.endswith(".dvc") or path.rpartition("/")[2] in {"dvc.yaml", "dvc.lock"}:
             described.append(path)
+    ignored = git.read_many(root, [f"{revision}:.dvcignore"])[0]
+    if ignored != DVC_IGNORED.encode():
+        problems.append(f".dvcignore is not {DVC_IGNORED!r}, which keeps DVC out of .flywheel")
     texts = git.read_many(root, [f"{revision}:{path}" for path in [*described, "params.yaml"]])
     values = {
         path: cache.yaml_mapping((text or b"{}").decode("utf-8", "replace"), path)
@@ -89,6 +106,8 @@ def _described(path: str, values: dict[str, Any]) -> list[str]:
         for kind in ("outs", "metrics", "plots"):
             for out in stage.get(kind) or []:
                 place = _place(out)
+                if isinstance(out, dict) and not _MD5.fullmatch(str(out.get("md5", "0" * 32))):
+                    problems.append(f"{path}: {name} names an object {out['md5']!r}, which is no MD5")
                 if not _inside(place):
                     problems.append(f"{path}: {name} writes to {place!r}")
                 if pointer and path in contents.POINTERS and place != path.removesuffix(".dvc"):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flywheel.errors import InputError, RegistryError
+from flywheel.errors import FlywheelError, InputError, RegistryError
 from flywheel.params import folder_name
 from storage import cache, contents, dropped, git, lock, needs, remotes
 from storage.history import history
@@ -101,7 +101,7 @@ def plan(registry: Registry, keep_last: int, tables: bool = False, unpushed: boo
     notes: list[str] = []
     everything = contents.everything(registry)
     named, unread = _expanded(registry, everything.flywheels | everything.own)
-    kept = _kept(registry, keep_last, tables, everything, notes)
+    kept = _kept(registry, keep_last, tables, everything, notes, unpushed)
     present, foreign = _present(folder)
     orphans = {md5: path for md5, path in present.items() if md5 not in named | kept}
     if unread:
@@ -156,12 +156,17 @@ def occupied(root: Path) -> int:
 
 
 def _kept(
-    registry: Registry, keep_last: int, tables: bool, everything: contents.Everything, notes: list[str]
+    registry: Registry,
+    keep_last: int,
+    tables: bool,
+    everything: contents.Everything,
+    notes: list[str],
+    unpushed: bool,
 ) -> set[str]:
     """Objects that stay; lists of files are small and all stay."""
     rows = history(registry)
     known = contents.of(registry, [row["generation"] for row in rows])
-    whole = _last(rows, keep_last) | _tagged(registry) | _aliased(registry, notes)
+    whole = _last(rows, keep_last) | _tagged(registry) | _aliased(registry, notes, unpushed)
     roots = {md5 for generation in whole if generation in known for md5 in known[generation].roots()}
     roots |= needs.to_go_on(registry) | _in_progress(registry) | everything.own
     kept, _ = contents.expand(registry, roots)
@@ -184,9 +189,11 @@ def _last(rows: list[dict[str, Any]], keep_last: int) -> set[int]:
 
 
 def _tagged(registry: Registry) -> set[int]:
-    """Generations at commits that a user tagged."""
+    """Generations at commits that a user tagged or that a branch stands on."""
     form = "--format=%(refname:short) %(objectname) %(*objectname)"
-    lines = [line.split() for line in git.run(registry.root, "for-each-ref", form, "refs/tags/").splitlines()]
+    lines = [
+        line.split() for line in git.run(registry.root, "for-each-ref", form, "refs/tags/", "refs/heads/").splitlines()
+    ]
     commits = [names[-1] for names in lines if not re.fullmatch(r"gen/\d+", names[0])]
     texts = git.read_many(registry.root, [f"{commit}:params.yaml" for commit in commits])
     published, found = registry.generations(), set()
@@ -198,7 +205,7 @@ def _tagged(registry: Registry) -> set[int]:
     return found
 
 
-def _aliased(registry: Registry, notes: list[str]) -> set[int]:
+def _aliased(registry: Registry, notes: list[str], unpushed: bool) -> set[int]:
     """Generations that MLflow knows by an alias such as `champion`; MLflow may be away, which is noted."""
     from storage import mlflow
     from storage.mlflow_run import MODEL
@@ -210,8 +217,14 @@ def _aliased(registry: Registry, notes: list[str]) -> set[int]:
         if not client.search_registered_models(f"name = '{MODEL}'", max_results=1):
             return set()
         versions = set(client.get_registered_model(MODEL).aliases.values())
-        return {int(client.get_model_version(MODEL, version).tags["generation"]) for version in versions}
+        found = [client.get_model_version(MODEL, version).tags.get("generation", "") for version in versions]
+        return {int(number) for number in found if number.isdigit()}
     except mlflow.away() as error:
+        if unpushed:
+            raise FlywheelError(
+                f"MLflow could not be asked which generations its aliases name ({error}), and with --unpushed what "
+                "they need could be lost for good; mend it, or leave --unpushed out"
+            ) from error
         notes.append(f"MLflow could not be asked for its aliases ({error}); the head's champion stays anyway")
         return set()
 

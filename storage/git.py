@@ -126,6 +126,9 @@ def read_many(root: Path, names: list[str]) -> list[bytes | None]:
     """Contents of `REVISION:path` objects by one `git cat-file --batch`; None for each that does not exist."""
     if not names:
         return []
+    if bad := [name for name in names if "\n" in name]:
+        # One line more, and every later answer would be taken for another name's.
+        raise FlywheelError(f"git cannot be asked for {bad[0]!r}, a name with a line break")
     output = run_bytes(root, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in names).encode())
     found: list[bytes | None] = []
     position = 0

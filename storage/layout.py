@@ -27,6 +27,8 @@ REGISTRY_VERSION = 2
 """2: commits anchor the tag before them, tables are of schema version 2; `storage.upgrade` leads here from 1."""
 TABLE_FOLDERS = ("problems", "attempts", "training", "evaluations")
 OUTPUTS = (*TABLE_FOLDERS, "student", "labels")
+DVC_IGNORED = "/.flywheel/\n"
+"""The whole `.dvcignore`."""
 SUPERVISED = ("supervision", "reward_model")
 """Outputs of generations with process supervision only."""
 

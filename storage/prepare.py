@@ -259,9 +259,10 @@ def _window(registry: Registry, params: Params, out: list[exclusions.Exclusion])
     whose labels in them it may not."""
     older = window(registry, params.parent) if params.parent is not None else []
     older = sorted([*older, *exclusions.kept(exclusions.applying(out, older), older)])
+    facts, bad = published_many(registry, older), exclusions.models(out)
+    older = [number for number in older if exclusions.judged_by(facts[number]) not in bad]
     if params.filter.window is not None:
         older = older[len(older) - min(len(older), params.filter.window - 1) :]
-    lineages = published_many(registry, older)
     rows = [
         {
             "generation": number,
@@ -271,7 +272,7 @@ def _window(registry: Registry, params: Params, out: list[exclusions.Exclusion])
             **({"targets": tables["targets"]["files"]} if "targets" in tables else {}),
         }
         for number in older
-        for tables in [lineages[number]["tables"]]
+        for tables in [facts[number]["tables"]]
     ]
     _require_files(registry, [file for row in rows for name in ("files", "targets") for file in row.get(name, [])])
     excluded = {"excluded": sorted(exclusions.models(out))} if out else {}

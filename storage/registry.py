@@ -21,7 +21,7 @@ import yaml
 from flywheel.errors import FlywheelError, InputError, RegistryBusy, RegistryError
 from flywheel.params import Params, dump
 from storage import dvc, git
-from storage.layout import OUTPUTS, REGISTRY_VERSION, SUPERVISED, Layout, tag_name
+from storage.layout import DVC_IGNORED, OUTPUTS, REGISTRY_VERSION, SUPERVISED, Layout, tag_name
 
 RECORDED = (
     ".gitignore", "dvc.yaml", "dvc.lock", "parent.dvc", "judge.dvc", "params.yaml", "metrics.json", "lineage",
@@ -247,7 +247,7 @@ def _build(draft: Path, params: Params, recipe: str, preset: str, name: str, ema
         "dvc.yaml": recipe,
         ".gitignore": f"/.flywheel/\n{ignored_lines(('parent', *OUTPUTS, *SUPERVISED, 'judge'))}{_TEMPORARY}\n",
         ".gitattributes": "* -text\n",
-        ".dvcignore": "/.flywheel/\n",
+        ".dvcignore": DVC_IGNORED,
         ".dvc/config": dvc.CONFIG.format(types=dvc.LINKS),
         ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
     }

@@ -28,7 +28,7 @@ _KEYS = {
     "cache": {"dir", "type"},
     "remote": {
         "url", "endpointurl", "region", "port", "user", "jobs", "checksum_jobs", "timeout", "connect_timeout",
-        "read_timeout", "max_sessions", "verify", "allow_anonymous_login",
+        "read_timeout", "max_sessions", "allow_anonymous_login",
     },
 }  # fmt: skip
 """What a config from elsewhere may say: nothing that names a file or a program, carries a secret or weakens a check."""
@@ -54,14 +54,14 @@ def name_data(registry: Registry, address: str, endpoint: str | None) -> bool:
         if shared:
             _forget(kept)
         _set(kept if shared else own, values)
-        changed = _write(local, own)
+        changed = False
         if shared and _text(kept) != _text(_committed(registry)):
             if _text(kept) != _text(_parsed(config)):
                 registry.check_clean()
             _write(config, kept)
             _commit(registry, url)
             changed = True
-    return changed
+        return _write(local, own) or changed
 
 
 def check_foreign(text: str) -> list[str]:

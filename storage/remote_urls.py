@@ -18,9 +18,9 @@ _SECRETS = (
     "an address must not carry credentials: put them into the environment (AWS_ACCESS_KEY_ID, ...), ~/.aws, "
     "~/.ssh/config, git's credential helper or .dvc/config.local"
 )
-_SCP = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!/?/)[^:].*")
+_SCP = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!/?/)[^:@][^@]*")
 """git's short form, `user@host:path`."""
-_USERINFO = re.compile(r"((?!ssh://)\b\w+://)[^/@\s'\"]*@|(\bssh://[^/@:\s'\"]*):[^/@\s'\"]*@")
+_USERINFO = re.compile(r"((?!ssh://)\b\w+://)[^\s'\"]*@|(\bssh://[^/@:\s'\"]*):[^\s'\"]*@")
 """Of ssh only what follows the user's name is a secret."""
 _QUERY = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")
 
@@ -81,7 +81,11 @@ def _checked(text: str) -> SplitResult:
         raise InputError(f"got the address {redacted(text)!r}, expected one without spaces")
     try:
         parts = urlsplit(text)
-        secret = parts.password is not None or (parts.username is not None and parts.scheme != "ssh")
+        # A secret may hold slashes: any @ counts but the one after the user of ssh.
+        _, _, rest = text.partition("://")
+        user, found, after = rest.partition("@")
+        secret = bool(found) and (parts.scheme != "ssh" or "@" in after or bool(set(user) & set(":/")))
+        secret = secret or (parts.scheme == "s3" and ":" in rest.partition("/")[0])
         _ = parts.port
     except ValueError as error:
         raise InputError(f"got the address {redacted(text)!r}, which cannot be read: {error}") from error

@@ -14,10 +14,10 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import FlywheelError, InputError, StorageFull
-from storage import cache, dvc, exclusions, git, lock, remotes
+from storage import cache, dvc, exclusions, git, lock, mlflow, remotes, tracking
 from storage.addresses import Address, resolve
 from storage.contents import POINTERS
-from storage.history import published_many, window
+from storage.history import published, published_many, window
 from storage.layout import SUPERVISED, tag_name
 from storage.registry import read_state, recorded_paths, require_generation, write_state
 from storage.tables import replace_text
@@ -167,6 +167,10 @@ def settle(registry: Registry) -> str | None:
         return None
     tag = tag_name(int(intent["to"]))
     if git.attempt(registry.root, "rev-parse", "-q", "--verify", "HEAD^") == intent["base"]:
+        # Whoever ends this, now or after a kill, finds that the alias is to follow.
+        champion = published(registry, int(intent["to"]))["champion"]
+        if mlflow.database(registry.layout).exists():
+            tracking.queue_alias(registry.layout, champion["snapshot"])
         _checkout(registry)
         write_state(registry, rollback=None)
         return f"finished the rollback to {tag}"
@@ -179,8 +183,10 @@ def settle(registry: Registry) -> str | None:
 def _ready(registry: Registry, reason: str) -> None:
     if not reason.strip():
         raise InputError("got an empty reason; say why, history keeps it (--reason TEXT)")
+    from storage.recovery import recover
+
     registry.require_newest_version()
-    settle(registry)
+    recover(registry)
     registry.check_clean()
 
 

@@ -137,11 +137,16 @@ def set_alias(layout: Layout, snapshot: str) -> bool:
             return True
         except mlflow.away() as error:
             _log.warning("MLflow did not move its alias, that waits in %s: %s", _queue(layout), _short(error))
-    # After the records of every generation there is, before those to come.
+    queue_alias(layout, snapshot)
+    return False
+
+
+def queue_alias(layout: Layout, snapshot: str) -> None:
+    """Let the alias move when what waits is sent: after the records of every generation there is, before those to
+    come."""
     names = [path.stem for folder in ("runs", "queue") for path in (layout.local / folder).glob("[0-9]*.json")]
     newest = max((int(name.removesuffix("-alias")) for name in names), default=0)
     replace_text(_queue(layout) / f"{folder_name(newest)}-alias.json", json.dumps({"snapshot": snapshot}) + "\n")
-    return False
 
 
 def require_database(layout: Layout) -> None:

@@ -31,7 +31,10 @@ def upgrade(registry: Registry) -> dict[str, Any]:
     Raises InputError where it is there already, RegistryBusy for files edited by hand and while a generation is in
     progress.
     """
+    from storage.recovery import recover
+
     with lock.ensure(registry, "upgrade"):
+        recover(registry)
         marker = json.loads(registry.layout.marker.read_text(encoding="utf-8"))
         version = int(marker["registry_version"])
         if version == REGISTRY_VERSION:
@@ -53,7 +56,10 @@ def upgrade(registry: Registry) -> dict[str, Any]:
 def undo(registry: Registry) -> dict[str, Any]:
     """Take the upgrade back; as `upgrade`. Raises InputError where there was none, or where generations were published
     since, which the earlier version could not read."""
+    from storage.recovery import recover
+
     with lock.ensure(registry, "take an upgrade back"):
+        recover(registry)
         marker = json.loads(registry.layout.marker.read_text(encoding="utf-8"))
         version = marker.pop("upgraded_from", None)
         if version is None:

@@ -37,6 +37,7 @@ NEWEST_ONLY = {"problems", "excluded"}
 """Tables that each generation carries whole."""
 OF_LABELS = {"attempts", "searched", "labels", "targets", "label_parents", "rejected"}
 """Tables that tell of labels."""
+OF_EACH_LABEL = {"labels", "targets", "label_parents"}
 
 _GENERATIONS = pa.schema(
     [
@@ -73,15 +74,18 @@ class _Absent:
     md5s: tuple[str, ...]
 
 
-def connect(registry: Registry, at: int | None = None, tables: Collection[str] | None = None) -> DuckDBPyConnection:
+def connect(
+    registry: Registry, at: int | None = None, tables: Collection[str] | None = None, every_line: bool = False
+) -> DuckDBPyConnection:
     """A connection with a view for each table, `ledger` and `generations`, as of generation `at` (default: the head).
 
     Tables of one generation (attempts, labels, ...) hold the rows of `at` and all its ancestors; `problems` those of
     `at`. `ledger` and `generations` hold every generation up to `at`, rolled-back ones too: their compute was spent.
     Files that are not in the cache are brought from the remote; those of `tables` alone where they are named, others
-    may then have no view. Raises InputError for an unknown generation, RegistryError where a file cannot be had.
+    may then have no view. `every_line`: the rows of all generations, whatever line they are on, none left out.
+    Raises InputError for an unknown generation, RegistryError where a file cannot be had.
     """
-    connection, absent = _open(registry, at)
+    connection, absent = _open(registry, at, every_line)
     needed = [table for table in absent if tables is None or table in tables]
     if not needed:
         return connection
@@ -178,7 +182,9 @@ def _explained(error: Exception) -> InputError:
     return InputError(f"{str(error).strip()}\n{_tables()}")
 
 
-def _open(registry: Registry, at: int | None) -> tuple[DuckDBPyConnection, dict[str, _Absent]]:
+def _open(
+    registry: Registry, at: int | None, every_line: bool = False
+) -> tuple[DuckDBPyConnection, dict[str, _Absent]]:
     """A locked connection, and why each table that has no view has none."""
     import duckdb
 
@@ -187,10 +193,10 @@ def _open(registry: Registry, at: int | None) -> tuple[DuckDBPyConnection, dict[
     from storage.history import history
 
     rows = as_of(history(registry), at)
-    line = [row["generation"] for row in rows if row["status"] != "abandoned"]
-    applying = exclusions.applying(exclusions.read(registry), line, at is None)
+    line = [row["generation"] for row in rows if every_line or row["status"] != "abandoned"]
+    applying = [] if every_line else exclusions.applying(exclusions.read(registry), line, at is None)
     out = sorted(exclusions.models(applying))
-    files, absent, old = _files(registry, line, exclusions.kept(applying, line))
+    files, absent, old = _files(registry, line, exclusions.kept(applying, line), out)
     connection = duckdb.connect(":memory:")
     connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
     connection.execute(f"SET temp_directory = {quoted(spill_folder(registry))}")
@@ -265,13 +271,15 @@ def as_of(rows: list[dict[str, Any]], at: int | None) -> list[dict[str, Any]]:
 
 
 def _files(
-    registry: Registry, line: list[int], kept: list[int]
+    registry: Registry, line: list[int], kept: list[int], out: list[str]
 ) -> tuple[dict[str, list[Path]], dict[str, _Absent], list[Path]]:
     """Table -> its files of all generations of the line, oldest first; table -> which of them is not there; the files
     of `trained_on` that say nothing of the labels' generations.
 
     `kept`: generations off the line whose labels an exclusion kept; of them the tables that tell of labels come along.
+    `out`: excluded models; labels that one of them judged are left out by generation.
     """
+    from storage import exclusions
     from storage.cache import cache_path
     from storage.history import published_many
 
@@ -283,6 +291,8 @@ def _files(
             if table not in files or (table in NEWEST_ONLY and generation != line[-1]):
                 continue
             if generation in kept and table not in OF_LABELS:
+                continue
+            if table in OF_EACH_LABEL and exclusions.judged_by(lineage) in out:
                 continue
             if table == "trained_on" and lineage["version"] == 1:
                 old += [cache_path(registry, file["md5"]) for file in entry["files"]]

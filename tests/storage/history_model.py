@@ -103,12 +103,12 @@ class Model:
         bad, before = {model}, 0
         while len(bad) > before:
             before = len(bad)
-            bad |= {self.student(g) for g in line if {self.teacher(g), self.base(g)} & bad}
+            bad |= {self.student(g) for g in self.parents if {self.teacher(g), self.base(g)} & bad}
         clean = [g for g in line if not {self.student(g), self.student(self.champions[g])} & bad]
         if not clean:
             return None
         left = [g for g in line if g > clean[-1]]
-        stays = sorted(g for g in {*held, *left} if self.teacher(g) not in bad)
+        stays = sorted(g for g in {*held, *left} if self.teacher(g) not in bad | self.out())
         return Exclusion(clean[-1], len(self.parents), bad, stays)
 
     def exclude(self, entry: Exclusion) -> None:

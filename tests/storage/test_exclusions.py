@@ -199,7 +199,6 @@ def test_a_reward_model_and_what_it_judged(fresh: Callable[[int], Registry]) -> 
 
 
 def test_another_line_that_came_of_it_is_refused(fresh: Callable[[int], Registry]) -> None:
-    """The head's line does not know the other's models; its history does."""
     registry = fresh(4)
     values = load(registry.layout.params).model_dump(mode="json")
     values["generate"]["teacher"] = "hub/large"
@@ -209,8 +208,44 @@ def test_another_line_that_came_of_it_is_refused(fresh: Callable[[int], Registry
     sample.make_generation(registry, parse(values))
     done = exclude(registry, digest("external", "hub/large"), "a bad teacher")
     assert (done["from"], done["to"]) == (6, 3)
-    assert sample.snapshot_of(5) not in done["models_excluded"]
+    assert {sample.snapshot_of(g) for g in (4, 5, 6)} < set(done["models_excluded"])
     for bad in (4, 5, 6):
         with pytest.raises(InputError, match=rf"gen/000{bad} came of .*a bad teacher"):
             rollback(registry, bad, "to the bad one")
     rollback(registry, 2, "a clean one")
+
+
+def test_labels_that_an_excluded_model_judged_leave_later_windows(fresh: Callable[[int], Registry]) -> None:
+    """Generation 2, judged by the reward model of 1, was not promoted, and 3 learned nothing of it."""
+    registry = fresh(1)
+    values = load(registry.layout.params).model_dump(mode="json")
+    values["supervise"]["enabled"] = True
+    sample.make_generation(registry, parse(values))
+    values["reward"]["name"], values["filter"]["threshold"] = "process", 0.5
+    sample.make_generation(registry, parse(values), promoted=False)
+    values["reward"]["name"], values["filter"]["window"] = "exact", 1
+    sample.make_generation(registry, parse(values))
+    done = exclude(registry, sample.reward_snapshot_of(1), "over-optimised")
+    assert done["to"] == 3
+    assert done["rows_dropped"] == sample.LABELS + 2
+    assert {row["generation"] for row in rows(registry, "SELECT generation FROM labels")} == {0, 1, 3}
+    values["filter"]["window"] = None
+    sample.make_generation(registry, parse(values))
+    assert [entry["generation"] for entry in taken(registry)["generations"]] == [0, 1, 3]
+
+
+def test_what_came_of_it_on_a_line_that_was_left(fresh: Callable[[int], Registry]) -> None:
+    """The reward models of 3 and 2 are excluded first, and the labels of both stay; those of 3 are of 2's student,
+    which no line that is left knows to have come of 1's."""
+    registry = fresh(1)
+    values = load(registry.layout.params).model_dump(mode="json")
+    values["supervise"]["enabled"] = True
+    for _ in range(3):
+        sample.make_generation(registry, parse(values))
+    assert exclude(registry, sample.reward_snapshot_of(3), "one")["labels_kept"] == [3]
+    first = exclude(registry, sample.reward_snapshot_of(2), "two")
+    assert (first["to"], first["labels_kept"]) == (1, [2, 3])
+    sample.make_generation(registry, parse(values))
+    second = exclude(registry, sample.snapshot_of(1), "three")
+    assert {sample.snapshot_of(g) for g in (1, 2, 3, 4)} <= set(second["models_excluded"])
+    assert (second["to"], second["labels_kept"]) == (0, [1])

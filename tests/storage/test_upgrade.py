@@ -79,9 +79,11 @@ def test_what_was_made_since_keeps_it_from_being_taken_back(fresh: Callable[[int
     registry = fresh(0)
     marker = json.loads(registry.layout.marker.read_text(encoding="utf-8"))
     registry.layout.marker.write_text(json.dumps({**marker, "registry_version": 1}), encoding="utf-8")
-    with pytest.raises(RegistryBusy, match=r"changed by hand.*flywheel\.json"):
-        upgrade.upgrade(registry)
     _git(registry.root, "commit", "-qam", "as an earlier version would")
+    registry.layout.params.write_text("mine", encoding="utf-8")
+    with pytest.raises(RegistryBusy, match=r"changed by hand.*params\.yaml"):
+        upgrade.upgrade(registry)
+    _git(registry.root, "restore", "params.yaml")
     upgrade.upgrade(registry)
     sample.make_generation(registry)
     with pytest.raises(InputError, match=r"gen/0000 was published since the upgrade"):
