@@ -168,8 +168,9 @@ def _bring(store: Store, request: dict[str, Any], wanted: set[str], progress: Pr
 
 
 def send(store: Store, request: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """{"sent", "bytes", "held": objects that were there, "lacks": objects that are still not there or of another size}.
-    Lists of files go last: what a list names is there before it."""
+    """{"sent", "bytes", "held": objects that were there, "lacks": objects that are still not there or of another size,
+    "damaged": objects of the cache that do not hash to their names, at the first of which sending ends}. Lists of files
+    go last: what a list names is there before it."""
     from dvc_objects.fs import generic
     from dvc_objects.fs.local import localfs
 
@@ -181,22 +182,23 @@ def send(store: Store, request: dict[str, Any], progress: Progress) -> dict[str,
     missing = {md5: size for md5, size in sizes.items() if there.get(md5) != size}
     progress.value["of"] += len(missing)
     progress.value["of_bytes"] += sum(missing.values())
+    done: dict[str, Any] = {"sent": 0, "bytes": 0, "held": len(sizes) - len(missing), "lacks": [], "damaged": []}
     for batch in _batches(missing):
         targets = [store.where(md5) for md5 in batch]
         # Where they are there as half of an object, some file systems would not write over it.
         sources = [_cached(request, md5) for md5 in batch]
+        # What is damaged here must not stand there under a sound one's name.
+        hashes = [(md5, _md5(source)) for md5, source in zip(batch, sources, strict=True)]
+        if damaged := [md5 for md5, found in hashes if found != md5.partition(".")[0]]:
+            return {**done, "damaged": damaged}
         generic.copy(localfs, sources, store.fs, targets, callback=_counting(progress), on_error=_raise)
         if store.local:
             for target in targets:
                 os.chmod(target, 0o444)
     after = store.sizes(set(missing)) if missing else {}
     lacks = sorted(md5 for md5, size in missing.items() if after.get(md5) != size)
-    return {
-        "sent": len(missing) - len(lacks),
-        "bytes": sum(missing[md5] for md5 in after if md5 not in lacks),
-        "held": len(sizes) - len(missing),
-        "lacks": lacks,
-    }
+    sent = {"sent": len(missing) - len(lacks), "bytes": sum(missing[md5] for md5 in after if md5 not in lacks)}
+    return {**done, **sent, "lacks": lacks}
 
 
 def _batches(sizes: dict[str, int]) -> Iterator[list[str]]:

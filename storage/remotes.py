@@ -136,6 +136,11 @@ def send(registry: Registry, md5s: Iterable[str], what: str) -> Sent:
     if away := absent(registry, objects, lists_only=True):
         raise RegistryError(f"{what} cannot be sent: {_names(away)} not in the cache; restore .dvc/cache from a copy")
     done = _run(registry, remote, "send", objects, what)
+    if done["damaged"]:
+        raise RegistryError(
+            f"{what} cannot be sent: {_names(done['damaged'])} in the cache do not hash to their names, so they are "
+            "damaged; `flywheel verify` says what they belong to, restore them from a copy"
+        )
     if done["lacks"]:
         raise FlywheelError(
             f"remote {remote} took {what} but still lacks {_names(done['lacks'])}; check its space and run again"

@@ -57,7 +57,8 @@ def query(
     as_json: Json = False,
 ) -> None:
     """SQL over the tables problems, excluded, attempts, labels, label_parents, rejected, snapshots, trained_on,
-    evaluations, outcomes, rollouts, step_labels, step_label_parents, ledger, generations."""
+    evaluations, outcomes, rollouts, step_labels, step_label_parents, searched, targets, matches, analyses, ledger,
+    generations."""
     from storage import views
     from storage.registry import Registry
 

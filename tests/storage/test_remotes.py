@@ -475,3 +475,16 @@ def test_the_address_is_committed_once_after_a_kill(fresh: Fresh, s3: S3) -> Non
     config.write_text(written + "# mine\n", encoding="utf-8")
     with pytest.raises(RegistryBusy, match="changed by hand"):
         exchange.push(registry, f"{s3.url}/deeper", None, s3.endpoint)
+
+
+def test_what_is_damaged_here_is_not_sent(fresh: Fresh, tmp_path: Path) -> None:
+    """Of the right size, it would stand at the remote under a sound object's name."""
+    registry = fresh(1)
+    md5 = published(registry, 0)["tables"]["labels"]["files"][0]["md5"]
+    path = cache.cache_path(registry, md5)
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 0xFF]))
+    with pytest.raises(RegistryError, match=rf"{md5}.* damaged"):
+        exchange.push(registry, str(tmp_path / "data"))
+    assert not (tmp_path / "data" / "files" / "md5" / md5[:2] / md5[2:]).exists()
