@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flywheel.errors import FlywheelError, InputError, RegistryBusy, RegistryError
 from storage import cache, contents, dropped, dvc, foreign, git, lock, needs, remote_settings, remotes
 from storage.layout import SUPERVISED
-from storage.registry import IN_PROGRESS, read_state, require_generation, write_state
+from storage.registry import IN_PROGRESS, read_state, recorded_paths, require_generation, write_state
 from storage.remote_urls import data_address, git_address, is_local, redacted
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def settle(registry: Registry) -> str | None:
         return None
     done = None
     if git.run(registry.root, "rev-parse", "HEAD") == intent["to"]:
-        paths = _changed(registry, intent["from"], intent["to"])
+        paths = sorted({*_changed(registry, intent["from"], intent["to"]), *recorded_paths(registry, "HEAD")})
         if paths:
             flags = ("--source=HEAD", "--staged", "--worktree", "--pathspec-from-file=-", "--pathspec-file-nul")
             git.run(registry.root, "--literal-pathspecs", "restore", *flags, stdin="\0".join(paths))

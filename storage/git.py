@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,11 @@ def run(root: Path, *arguments: str, stdin: str = "") -> str:
 
 
 def attempt(root: Path, *arguments: str) -> str | None:
-    """As `run`, but None where git answers with an exit status other than 0."""
+    """As `run`, but None where git answers with an exit status other than 0. One that was killed has not answered:
+    FlywheelError."""
     result = _execute(root, arguments, b"")
+    if result.returncode < 0 or result.returncode == 128 + signal.SIGKILL:
+        raise failed("git", root, arguments, result)
     return result.stdout.decode("utf-8", "replace").rstrip("\n") if result.returncode == 0 else None
 
 

@@ -212,16 +212,15 @@ def _go(
     }
     text = git.message(f"Roll back to generation {generation}", named)
     git.run(registry.root, "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", "-", stdin=text)
-    commit = git.run(registry.root, "rev-parse", "HEAD")
     try:
         settle(registry)
     except (FlywheelError, OSError) as error:
         raise FlywheelError(
-            f"the rollback to {tag_name(generation)} is committed ({commit[:12]}: labels, params and champion are "
+            f"the rollback to {tag_name(generation)} is committed (labels, params and champion are "
             f"those of {tag_name(generation)}), but the folders of models and tables did not follow: {error}. Mend "
             "that, then finish it with `flywheel recover`; nothing is lost"
         ) from error
-    return {**planned, "reason": reason, "commit": commit}
+    return {**planned, "reason": reason, "commit": git.run(registry.root, "rev-parse", "HEAD")}
 
 
 def _restore_exclusions(registry: Registry) -> None:

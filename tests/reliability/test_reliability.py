@@ -86,7 +86,7 @@ def test_a_git_that_is_killed_has_not_said_no(prepared: Prepare, tmp_path: Path)
     """The one that asks whether the rollback's commit is there: taken for a no, the folders would stay behind HEAD."""
     twin, base = prepared("rollback")
     asked = [words for words in twin.steps["product"] if "git rev-parse" in words or "git commit" in words]
-    number = asked.index("subprocess.Popen git commit") + 2  # after the commit: which one it is, then whether it is
+    number = asked.index("subprocess.Popen git commit") + 1  # the first after the commit: whether it is there
     fault = Fault(faults.CHILD, f"start git rev-parse {number}", 0, ALONE)
     outcome = inject(by_name("rollback"), fault, twin, base, tmp_path / "case")
     assert (outcome.hit, outcome.violations) == (True, [])
