@@ -102,7 +102,10 @@ def tree(registry: Registry, output: Output) -> dict[str, str]:
             "bring it with `flywheel pull --all`, or restore .dvc/cache from a copy"
         ) from None
     except ValueError as error:
-        raise RegistryError(f"{path} should list the files of {output.path}/ but is not JSON: {error}") from error
+        raise RegistryError(
+            f"{path} should list the files of {output.path}/ but is not JSON ({error}): it is damaged; "
+            "`flywheel pull gen/N` brings what a generation has damaged anew from the remote"
+        ) from error
     return {entry["relpath"]: entry["md5"] for entry in entries}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flywheel.errors import FlywheelError, InputError, RegistryBusy, RegistryError
-from storage import cache, contents, dropped, dvc, foreign, git, lock, needs, remote_settings, remotes
+from storage import cache, contents, damaged, dropped, dvc, foreign, git, lock, needs, remote_settings, remotes
 from storage.layout import SUPERVISED
 from storage.registry import IN_PROGRESS, read_state, recorded_paths, require_generation, write_state
 from storage.remote_urls import data_address, git_address, is_local, redacted
@@ -98,14 +98,15 @@ def pull(
     """Follow `origin`, then bring data: of these generations, of all, or by default what the head needs to go on.
 
     {"history": {"remote", "from", "to": commits, "tags": new ones} or None without a git remote, "data": {"what",
-    "objects"}}. Raises RegistryBusy where a generation is unfinished here, files were edited by hand, or both sides
+    "objects", "damaged": those of named generations that were hashed, found damaged and came anew}}. Raises
+    RegistryBusy where a generation is unfinished here, files were edited by hand, or both sides
     went on from the same generation; then nothing changed.
     """
+    from storage.prepare import unfinished
     from storage.recovery import recover
 
     with lock.ensure(registry, "pull"):
         recover(registry)
-        settle(registry)
         history = _follow(registry, drop_unfinished) if origin_url(registry) is not None else None
         wanted = list(generations)
         for generation in wanted:
@@ -113,9 +114,13 @@ def pull(
         if everything:
             wanted = registry.generations()
         what = "data of " + (", ".join(f"gen/{number}" for number in wanted) if wanted else "the head")
-        md5s = needs.whole(registry, wanted) if wanted else needs.to_go_on(registry)
-        objects = remotes.bring(registry, md5s - _lost(registry), what)
-        return {"history": history, "data": {"what": what, "objects": objects}}
+        md5s = (needs.whole(registry, wanted) if wanted else needs.to_go_on(registry)) - _lost(registry)
+        # What is asked for by name is looked at, not only looked for.
+        replaced = damaged.drop(registry, md5s) if wanted else []
+        objects = remotes.bring(registry, md5s, what)
+        if replaced and unfinished(registry) is None:
+            checkout(registry)
+        return {"history": history, "data": {"what": what, "objects": objects, "damaged": len(replaced)}}
 
 
 def settle(registry: Registry) -> str | None:
@@ -185,6 +190,8 @@ def _name_origin(registry: Registry, url: str) -> None:
 
 def _make_bare(path: Path, branch: str) -> None:
     """A bare repository at `path` if there is nothing yet. Raises InputError where something else is."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; history goes to a bare git repository: name a new path, it will be made")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         path.mkdir(parents=True, exist_ok=True)
         git.run(path, "init", "-q", "--bare", "-b", branch, "--template=")

@@ -111,7 +111,8 @@ def plan(registry: Registry, keep_last: int, tables: bool = False, unpushed: boo
         )
         orphans = {}
     candidates = {md5: path for md5, path in present.items() if md5 in named - kept}
-    there = remotes.held(registry, candidates) if candidates and remotes.default(registry) is not None else set()
+    asked = bool(candidates) and remotes.default(registry) is not None
+    there = remotes.held(registry, candidates, prove=True) if asked else set()
     drop = candidates if unpushed else {md5: path for md5, path in candidates.items() if md5 in there}
     return Plan(
         orphans | foreign,

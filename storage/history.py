@@ -142,8 +142,8 @@ def _chain(tags: dict[int, Tagged], generation: int | None) -> list[int]:
     while generation is not None:
         if generation not in tags or generation in chain:
             raise RegistryError(
-                f"{tag_name(generation)} is named as a parent but has no tag; restore it: "
-                "`git log --grep 'Flywheel-Generation'` finds its commit"
+                f"{tag_name(generation)} is named as a parent but no tag says so: it was deleted or moved; "
+                "`flywheel verify` says where it stood"
             )
         chain.append(generation)
         generation = tags[generation].parent

@@ -119,9 +119,12 @@ def say(answer: dict[str, Any]) -> None:
 
 
 def held(store: Store, request: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """{"sizes": bytes of each object that the remote has}."""
+    """{"sizes": bytes of each object that the remote has}; with "prove" none of those that a folder has wrong."""
     store.require()
-    return {"sizes": store.sizes(set(request["objects"]))}
+    sizes = store.sizes(set(request["objects"]))
+    if request["prove"] and store.local:
+        sizes = {md5: size for md5, size in sizes.items() if _md5(store.where(md5)) == md5.partition(".")[0]}
+    return {"sizes": sizes}
 
 
 def bring(store: Store, request: dict[str, Any], progress: Progress) -> dict[str, Any]:

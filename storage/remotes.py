@@ -91,7 +91,7 @@ def bring(registry: Registry, md5s: Iterable[str], what: str, lists_only: bool =
         )
     count, told = 0, []
     for remote in there:
-        done = _run(registry, remote, "bring", wanted, what, lists_only)
+        done = _run(registry, remote, "bring", wanted, what, lists_only=lists_only)
         count += len(done["brought"])
         dropped.forget(registry, done["brought"])
         if wrong := done["wrong"]:
@@ -148,10 +148,11 @@ def send(registry: Registry, md5s: Iterable[str], what: str) -> Sent:
     return Sent(done["sent"], done["bytes"], done["held"])
 
 
-def held(registry: Registry, md5s: Iterable[str]) -> set[str]:
+def held(registry: Registry, md5s: Iterable[str], prove: bool = False) -> set[str]:
     """Which of the objects the default remote has, asked now; of those in the cache only where the size is the same.
 
-    The files of a list are not asked for along with it. Raises as `send`.
+    `prove`: in a folder they are hashed too; a service is believed to give back what was sent, which was hashed. The
+    files of a list are not asked for along with it. Raises as `send`.
     """
     remote = default(registry)
     if remote is None:
@@ -159,7 +160,7 @@ def held(registry: Registry, md5s: Iterable[str]) -> set[str]:
     objects = sorted(set(md5s))
     if not objects:
         return set()
-    sizes = _run(registry, remote, "held", objects, "what the remote has")["sizes"]
+    sizes = _run(registry, remote, "held", objects, "what the remote has", prove=prove)["sizes"]
     return {md5 for md5, size in sizes.items() if _size(cache.cache_path(registry, md5)) in {None, size}}
 
 
@@ -183,9 +184,7 @@ def _named(registry: Registry, name: str) -> Remote | None:
     return None
 
 
-def _run(
-    registry: Registry, remote: Remote, work: str, md5s: list[str], what: str, lists_only: bool = False
-) -> dict[str, Any]:
+def _run(registry: Registry, remote: Remote, work: str, md5s: list[str], what: str, **flags: bool) -> dict[str, Any]:
     """One child's work; its answer. Raises what the child could not do, in words for the user."""
     clear_staging(registry)
     folder = cache.cache_folder(registry.root)
@@ -195,7 +194,7 @@ def _run(
         "remote": remote.name,
         "work": work,
         "objects": md5s,
-        "lists_only": lists_only,
+        **flags,
         "cache": str(folder / "files" / "md5"),
         "staging": str(staging),
     }

@@ -134,6 +134,8 @@ def _pull_text(done: dict[str, Any]) -> str:
         lines.append(f"{history['remote']} has nothing new." if not history["tags"] else "New tags only.")
     else:
         lines.append(f"Followed {history['remote']}: {', '.join(history['tags']) or 'no new generation'}.")
+    if data["damaged"]:
+        lines.append(f"{data['damaged']} objects were damaged here; they came anew.")
     return "\n".join([*lines, f"Brought {data['objects']} objects: {data['what']}."])
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from flywheel.errors import FlywheelError, InputError, RegistryBusy, RegistryError
-from storage import cache, contents, dropped, dvc, exchange, remote_urls, remotes, views
+from storage import cache, contents, dropped, dvc, exchange, gc, remote_urls, remotes, views
 from storage.history import history, published
 from storage.registry import Registry, read_state, write_state
 from storage.rollback import rollback
+from storage.verification.verify import verify
 from tests.storage import sample
 from tests.storage.conftest import copy_of
 from tests.storage.stores import S3, Wire, cached, leftovers
@@ -488,3 +489,39 @@ def test_what_is_damaged_here_is_not_sent(fresh: Fresh, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=rf"{md5}.* damaged"):
         exchange.push(registry, str(tmp_path / "data"))
     assert not (tmp_path / "data" / "files" / "md5" / md5[:2] / md5[2:]).exists()
+
+
+def _rot(path: Path) -> None:
+    """Turn the last byte round, in place and under every name of the file; DVC's time stamp is what it was."""
+    facts = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 0xFF]))
+    path.chmod(0o444)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_what_is_damaged_here_comes_anew_when_it_is_named(fresh: Fresh, tmp_path: Path) -> None:
+    registry = fresh(4)
+    exchange.push(registry, str(tmp_path / "data"))
+    facts = published(registry, 3)
+    victims = [facts["tables"]["labels"]["files"][0]["md5"], facts["outputs"]["student"]]
+    for md5 in victims:
+        _rot(cache.cache_path(registry, md5))
+    done = exchange.pull(registry, [3])
+    assert done["data"]["damaged"] == 2
+    assert verify(registry.root).failures == []
+    assert exchange.pull(registry, [3])["data"] == {"what": "data of gen/3", "objects": 0, "damaged": 0}
+
+
+def test_a_folder_that_has_it_damaged_is_no_proof_for_gc(fresh: Fresh, tmp_path: Path) -> None:
+    registry = fresh(4)
+    exchange.push(registry, str(tmp_path / "data"))
+    md5 = published(registry, 0)["tables"]["attempts"]["files"][0]["md5"]
+    _rot(tmp_path / "data" / "files" / "md5" / md5[:2] / md5[2:])
+    gc.collect(registry, 1)
+    assert cache.cache_path(registry, md5).exists()
+    assert not cache.cache_path(registry, published(registry, 1)["tables"]["attempts"]["files"][0]["md5"]).exists()
