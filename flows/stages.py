@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,16 +17,15 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import stop
+from flows.apart import run_module
 from flows.progress import Step, Tracker
 from flywheel import params as parameters
-from flywheel.errors import FlywheelError, InputError, Interrupted
+from flywheel.errors import InputError, Interrupted
 from flywheel.params import Params
 from storage import ledger
 from storage.layout import Layout
 from tasks.stage import Hooks, Report
 
-_POLL_SECONDS = 0.1
-_END_SECONDS = 10.0
 Whole = Callable[[Params, Layout, Hooks], Report]
 
 
@@ -60,32 +55,11 @@ def one_shard(stage: str, root: str, shard: int, shards: int, tell: Any) -> Repo
 @task(name="shard", task_run_name="{stage} {shard}/{shards}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def one_shard_apart(stage: str, root: str, shard: int, shards: int, tell: Any) -> None:
     """One shard in a process of its own, which a stop request can end at any moment: finished units stay."""
-    command = [sys.executable, "-P", "-m", f"tasks.{stage}", "--shard", f"{shard}/{shards}"]
     # A user's reward function is found from where the user is.
     paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    child = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, env=environment)
-    said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(child.stderr or []), daemon=True)
-    reader.start()
-    try:
-        while child.poll() is None:
-            stop.check()
-            time.sleep(_POLL_SECONDS)
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-        reader.join()
-    # Ctrl-C in a terminal reaches the child too, which may be the first to end.
-    stop.check()
-    if child.returncode:
-        kind = InputError if child.returncode == InputError.exit_code else FlywheelError
-        raise kind(f"{stage} shard {shard}/{shards} ended with {child.returncode}: {''.join(said[-20:]).strip()}")
+    words, what = f"{shard}/{shards}", f"{stage} shard {shard}/{shards}"
+    run_module(f"tasks.{stage}", "--shard", words, root=Path(root), environment=environment, what=what)
     tell(1, 1)
 
 
