@@ -10,12 +10,12 @@ every object is hashed on arrival. That its params name commands is for the user
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from flywheel.errors import FlywheelError, InputError, RegistryError
 from storage import cache, dvc, exchange, foreign, git, needs, remote_settings, remotes
+from storage.draft import Draft, drafted, own_identity
 from storage.registry import Registry, json_text, write_state
 from storage.remote_urls import data_address, endpoint_address, git_address, is_local, redacted
 
@@ -44,20 +44,14 @@ def clone(
     url = git_address(source)
     if endpoint and not remote:
         raise InputError("got --endpoint without --remote; name both")
-    existing = next(folder for folder in (target, *target.parents) if folder.is_dir())
-    git.check_version(existing)
-    name, email = git.identity(existing)
-    parent_existed = target.parent.is_dir()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_abandoned(target)
-    draft = target.parent / f".{target.name}.clone-{os.getpid()}"
-    try:
+    with drafted(target, "clone") as made:
+        draft = made.folder
         _fetch_history(url, draft)
         head = git.run(draft, "rev-parse", "HEAD")
         foreign.check(draft, head)
         foreign.check_tags(draft, git.run(draft, "for-each-ref", "--format=%(refname)", "refs/tags/").splitlines())
         git.run(draft, "reset", "-q", "--hard", head)
-        _make_local(draft, url, name, email)
+        _make_local(made, url)
         _name_remote(draft, url, remote, endpoint)
         registry = Registry.open(draft)
         wanted = needs.to_go_on(registry)
@@ -71,13 +65,6 @@ def clone(
         objects = remotes.bring(registry, wanted, f"data of {redacted(url)}") if wanted else 0
         # Links may be absolute, so the folders follow once it is where it stays.
         write_state(registry, pull={"from": head, "to": head})
-        os.rename(draft, target)
-    except OSError as error:
-        raise FlywheelError(f"could not make {target}: {error.strerror or error}; nothing was left behind") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if not target.exists() and not parent_existed and not any(target.parent.iterdir()):
-            target.parent.rmdir()
     registry = Registry.open(target)
     try:
         exchange.settle(registry)
@@ -114,14 +101,12 @@ def _fetch_history(url: str, draft: Path) -> None:
     attributes.write_text(_PLAIN, encoding="utf-8")
 
 
-def _make_local(draft: Path, url: str, name: str, email: str) -> None:
+def _make_local(made: Draft, url: str) -> None:
     """What every registry has of its own and git does not carry."""
     from storage.registry import can_reflink
 
-    if git.attempt(draft, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT") is None:
-        # The identity came from a repository around this one; carry it over.
-        git.run(draft, "config", "user.name", name)
-        git.run(draft, "config", "user.email", email)
+    own_identity(made)
+    draft = made.folder
     (draft / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     (draft / ".flywheel").mkdir()
     if can_reflink(draft / ".flywheel"):
@@ -144,13 +129,6 @@ def _name_remote(draft: Path, url: str, remote: str | None, endpoint: str | None
     elif cache.setting(draft, "core", "remote") is None and is_local(url) and (Path(url) / "flywheel.json").is_file():
         folder = cache.cache_folder(Path(os.path.realpath(url)))
         remote_settings.name_locally(draft, remotes.SOURCE, str(folder), None, False)
-
-
-def _clear_abandoned(target: Path) -> None:
-    """Remove drafts that a clone killed half-way left beside `target`."""
-    for draft in target.parent.glob(f".{target.name}.clone-*"):
-        if not Path(f"/proc/{draft.name.rpartition('-')[2]}").exists():
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _chosen(registry: Registry, at: int | None, everything: bool) -> list[int]:

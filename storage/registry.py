@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from flywheel.errors import FlywheelError, InputError, RegistryBusy, RegistryError
+from flywheel.errors import InputError, RegistryBusy, RegistryError
 from flywheel.params import Params, dump
 from storage import dvc, git
+from storage.draft import Draft, drafted, own_identity
 from storage.layout import DVC_IGNORED, OUTPUTS, REGISTRY_VERSION, SUPERVISED, Layout, tag_name
 
 RECORDED = (
@@ -59,22 +59,8 @@ class Registry:
             raise RegistryError(f"{root} is a registry already; use it, or name another folder with --registry")
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise RegistryError(f"{root} exists and is not an empty folder; name a new one with --registry")
-        existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
-        git.check_version(existing)
-        name, email = git.identity(existing)
-        parent_existed = root.parent.is_dir()
-        root.parent.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(root)
-        draft = root.parent / f".{root.name}.init-{os.getpid()}"
-        try:
-            _build(draft, params, recipe, preset, name, email)
-            os.rename(draft, root)
-        except OSError as error:
-            raise FlywheelError(f"could not make {root}: {error.strerror or error}; nothing was left behind") from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            if not root.exists() and not parent_existed and not any(root.parent.iterdir()):
-                root.parent.rmdir()
+        with drafted(root, "init") as draft:
+            _build(draft, params, recipe, preset)
         return Registry(root)
 
     @staticmethod
@@ -233,13 +219,11 @@ def require_generation(registry: Registry, generation: int) -> str:
     return tag_name(generation)
 
 
-def _build(draft: Path, params: Params, recipe: str, preset: str, name: str, email: str) -> None:
+def _build(made: Draft, params: Params, recipe: str, preset: str) -> None:
+    draft = made.folder
     draft.mkdir()
     git.run(draft, "init", "-q", "-b", "main", "--template=")
-    if git.attempt(draft, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT") is None:
-        # The identity came from the repository around this one; carry it over.
-        git.run(draft, "config", "user.name", name)
-        git.run(draft, "config", "user.email", email)
+    own_identity(made)
     marker = {"registry_version": REGISTRY_VERSION, "preset": preset, "registry_id": uuid.uuid4().hex}
     files = {
         "flywheel.json": json_text(marker),
@@ -279,15 +263,3 @@ def can_reflink(folder: Path) -> bool:
         source.unlink(missing_ok=True)
         target.unlink(missing_ok=True)
     return True
-
-
-def _clear_abandoned(root: Path) -> None:
-    """Remove drafts that an `init` killed half-way left beside `root`."""
-    for draft in root.parent.glob(f".{root.name}.init-*"):
-        process = draft.name.rpartition("-")[2]
-        try:
-            os.kill(int(process), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(draft, ignore_errors=True)
-        except PermissionError:
-            continue
