@@ -56,6 +56,7 @@ def campaign(
                     raise
             stop.check()
             time.sleep(_LOOK_AGAIN_SECONDS)
+        opened.require_newest_version()
         tracker = Tracker(opened.layout)
         # MLflow's import and, once, its database come while the first stages compute.
         warm = tracking.warm_up(opened.layout)

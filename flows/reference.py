@@ -81,7 +81,7 @@ def commands_page() -> str:
         for parameter in command.params:
             shown = ", ".join(f"`{option}`" for option in parameter.opts)
             if parameter.param_type_name == "argument":
-                shown = f"`{parameter.name.upper()}`"
+                shown = f"`{parameter.metavar or parameter.name.upper()}`"
             default = "" if parameter.default in (None, False, "") or parameter.required else f"`{parameter.default}`"
             lines.append(f"| {shown} | {default} | {' '.join((parameter.help or '').split())} |")
     return "\n".join(lines) + "\n"

@@ -113,3 +113,13 @@ def test_doctor_finds_a_missing_file(made: dict[int, Registry], tmp_path: Path) 
     cache_path(registry, md5).unlink()
     found = json.loads(flywheel("doctor", "--registry", registry.root, "--json", code=1).stdout)
     assert [finding["what"] for finding in found["findings"] if not finding["ok"]] == ["cache"]
+
+
+def test_json_has_no_numbers_that_json_has_not(made: dict[int, Registry]) -> None:  # noqa: F811
+    sql = "SELECT 'nan'::DOUBLE AS a, '-inf'::DOUBLE AS b, [1.5, 'inf'::DOUBLE] AS c, 'a'::BLOB AS d"
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    text = flywheel("query", sql, "--json", "--registry", made[1].root).stdout
+    assert json.loads(text, parse_constant=refuse) == [{"a": None, "b": None, "c": [1.5, None], "d": "61"}]

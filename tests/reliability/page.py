@@ -47,7 +47,8 @@ def page(outcomes: list[Outcome], says: dict[str, str], seed: int, chosen: str, 
     groups = [(name, found) for name, found in groups if found]
     lines = [_HEAD, "## What came of it"]
     lines.append(
-        f"**{len(struck)} faults in {len(groups)} operations: {len(broken)} violations, {lost} labels lost, {twice} "
+        f"**{len(struck)} faults in {len(groups)} operations: {len(broken)} "
+        f"violation{'' if len(broken) == 1 else 's'}, {lost} labels lost, {twice} "
         f"duplicated.** Seed {seed}."
     )
     lines += [*notes, "", *_table(("operation", *_COLUMNS), [(name, *_counts(found)) for name, found in groups]), ""]

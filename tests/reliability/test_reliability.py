@@ -186,7 +186,7 @@ def test_the_page_counts_and_a_case_can_be_named(tmp_path: Path) -> None:
     missed = dataclasses.replace(sound, hit=False)
     broken = dataclasses.replace(sound, survived="new", lost=checks.Lost(2, 0), violations=["something is gone"])
     text = page([sound, missed, broken], {"next": "a generation"}, 0, "a few", [])
-    assert "**2 faults in 1 operations: 1 violations, 2 labels lost, 0 duplicated.**" in text
+    assert "**2 faults in 1 operations: 1 violation, 2 labels lost, 0 duplicated.**" in text
     assert "| SIGKILL | Flywheel | 2 | 1 | 1 | 2 | 0 | 3 |" in text
     assert f"- `{name_of(broken)}`: something is gone" in text
     assert name_of(broken) == "--only 'next/SIGKILL/product' --step 3"

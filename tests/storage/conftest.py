@@ -15,14 +15,14 @@ from tests.storage import sample
 @pytest.fixture(autouse=True)
 def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits need a name; the machine's own git settings must not matter."""
-    _use_identity(monkeypatch)
+    use_identity(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Registry]:
     """Registries by how many generations they hold: 0, 1 and 4 (of which 2 was not promoted). Copy, never change."""
     with pytest.MonkeyPatch.context() as patch:
-        _use_identity(patch)
+        use_identity(patch)
         folder = tmp_path_factory.mktemp("registries")
         registries = {0: sample.new_registry(folder / "0")}
         registry = copy_of(registries[0], folder / "1")
@@ -50,7 +50,7 @@ def copy_of(registry: Registry, target: Path) -> Registry:
     return Registry.open(target)
 
 
-def _use_identity(patch: pytest.MonkeyPatch) -> None:
+def use_identity(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for role in ("AUTHOR", "COMMITTER"):

@@ -11,7 +11,7 @@ import pytest
 from storage.registry import Registry
 from storage.rollback import rollback
 from tests.storage import sample
-from tests.storage.conftest import copy_of
+from tests.storage.conftest import copy_of, use_identity
 
 REASON = "bad labels"
 
@@ -23,9 +23,7 @@ def forked(made: dict[int, Registry]) -> Registry:
     if target.exists():
         return Registry.open(target)
     with pytest.MonkeyPatch.context() as patch:
-        for role in ("AUTHOR", "COMMITTER"):
-            patch.setenv(f"GIT_{role}_NAME", "Test")
-            patch.setenv(f"GIT_{role}_EMAIL", "test@example.org")
+        use_identity(patch)
         registry = copy_of(made[4], target)
         rollback(registry, 1, REASON)
         sample.make_generation(registry)

@@ -31,6 +31,7 @@ from storage.rollback import rollback
 from storage.schemas import TABLES, table_folder
 from storage.tables import TableWriter, read_rows, replace_folder
 from tests.storage import sample
+from tests.storage.conftest import use_identity
 
 Row = dict[str, Any]
 LARGE = "hub/large"
@@ -45,9 +46,7 @@ def storied(made: dict[int, Registry]) -> Registry:
     if target.exists():
         return Registry.open(target)
     with pytest.MonkeyPatch.context() as patch:
-        for role in ("AUTHOR", "COMMITTER"):
-            patch.setenv(f"GIT_{role}_NAME", "Test")
-            patch.setenv(f"GIT_{role}_EMAIL", "test@example.org")
+        use_identity(patch)
         return build(target)
 
 
