@@ -13,6 +13,7 @@ import sys
 import typer
 
 from flows.commands import (
+    amortizing,
     boards,
     changing,
     comparing,
@@ -41,7 +42,7 @@ COMMANDS = (
     proving.verify, replaying.replay,
     remotes.push, remotes.pull, remotes.clone, remotes.gc,
     services.schedule, services.up, services.down,
-    reading.report,
+    reading.report, amortizing.amortize,
     data.export,
     boards.play, boards.arena, boards.strength,
     measuring.control, measuring.compare, studies.searchers, studies.rewards,

@@ -11,10 +11,11 @@ import html
 import io
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH, HEIGHT = 5.4, 3.5
+WIDTH, HEIGHT, _LEFT = 5.4, 3.5, 0.75
 """Inches. Small enough that the text is still readable when the drawing is scaled to a phone."""
 
 _TEXT, _GRID, _PAPER, _RAMP = "#010203", "#040506", "#070809", "#f1e0"
@@ -22,7 +23,18 @@ _STEPS = 16
 # Okabe and Ito's colours that hold a contrast of 3 against both the white and the dark page.
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7d828b"
 STAGE_COLOURS = {"generate": BLUE, "train": VERMILLION, "evaluate": GREEN, "filter": PURPLE}
+_DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.2, 1.5, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """Colours of text, grid and paper, and of the ramp of generations from 0 (oldest) to 1 (newest)."""
+
+    text: str
+    grid: str
+    paper: str
+    ramp: Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,26 @@ class Line:
     name: str
     points: tuple[Band, ...]
     ramp: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Where a line gets below the first one of its panel: queries with their interval, infinite bounds for never."""
+
+    queries: float
+    low: float
+    high: float
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A panel of costs against queries: its title, lines, and each line's crossing, None where it has none."""
+
+    title: str
+    measured: str
+    lines: tuple[Line, ...]
+    crossings: tuple[Crossing | None, ...]
 
 
 def by_generation(lines: list[Line], abandoned: list[Line], measured: str = "Solved on test") -> str:
@@ -163,6 +195,93 @@ def comparison(rows: list[tuple[str, Band]], measured: str = "Solved on test") -
     )
 
 
+def by_queries(panels: Sequence[Costs], asked: str = "Queries") -> str:
+    """Costs against queries, both by their logarithms, a panel above the other."""
+    return _svg(
+        _by_queries(panels, asked, _THEMED),
+        "by-queries",
+        "Cost against queries",
+        "; ".join(f"{panel.title}: {', '.join(line.name for line in panel.lines)}" for panel in panels)
+        + "; 95 % bands.",
+    )
+
+
+def by_queries_file(panels: Sequence[Costs], asked: str, kind: str) -> bytes:
+    """The drawing as a file of its own: `svg`, which follows the reader's light or dark theme, or `png`."""
+    if kind == "svg":
+        return _standalone(by_queries(panels, asked)).encode()
+    buffer = io.BytesIO()
+    _by_queries(panels, asked, _light()).savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _by_queries(panels: Sequence[Costs], asked: str, palette: Palette) -> Any:
+    from matplotlib.figure import Figure
+
+    # Placed by hand, in inches: a layout that is solved for takes as long as the drawing.
+    plot, below, right = 2.1, 0.52, 0.15
+    heads = [0.35 + 0.205 * len(panel.lines) for panel in panels]
+    height = sum(heads) + len(panels) * (plot + below)
+    figure, top = Figure(figsize=(WIDTH, height), facecolor=palette.paper), height
+    for head, panel in zip(heads, panels, strict=True):
+        top -= head + plot
+        axes: Any = figure.add_axes((_LEFT / WIDTH, top / height, 1 - (_LEFT + right) / WIDTH, plot / height))
+        top -= below
+        _dress(axes, asked, panel.measured, palette)
+        for index, (line, crossing) in enumerate(zip(panel.lines, panel.crossings, strict=True)):
+            colour = palette.ramp(line.ramp or 0.0)
+            x = [point.x for point in line.points]
+            axes.fill_between(
+                x, [p.low for p in line.points], [p.high for p in line.points], color=colour, alpha=0.16, lw=0
+            )
+            name = line.name
+            if crossing is not None:
+                name += f": from {crossing.queries:,.0f} on"
+                end = min(crossing.high, x[-1])
+                axes.plot([max(crossing.low, x[0]), end], [crossing.flops] * 2, color=colour, lw=4, alpha=0.4)
+                axes.plot([crossing.queries], [crossing.flops], MARKERS[index], color=colour, ms=7, zorder=5,
+                          markeredgecolor=palette.paper, markeredgewidth=1.2)  # fmt: skip
+            axes.plot(x, [p.value for p in line.points], color=colour, lw=1.8, ls=_DASHES[index], label=name)
+        for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+            scale("log")
+            axis.set_major_formatter(_prefixed())
+            axis.set_minor_locator(_none())
+        axes.tick_params(which="minor", length=0)
+        axes.set_xlim(panel.lines[0].points[0].x, panel.lines[0].points[-1].x)
+        _legend(axes, columns=1, palette=palette)
+        axes.get_legend().set_title(panel.title, prop={"size": 10.5})
+        axes.get_legend().get_title().set_color(palette.text)
+    return figure
+
+
+def _prefixed() -> Any:
+    """Powers of ten as they are said: 100, 10k, 1M; what is larger than quadrillions as 1e+18."""
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep="")
+
+
+def _none() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
+
+
+def _standalone(drawing: str) -> str:
+    """An `<svg>` of a page as a document of its own."""
+    light, dark = ramp_styles()
+    light |= {"--text": "#1d2127", "--grid": "#d9dde3", "--card": "#ffffff"}
+    dark |= {"--text": "#e4e7ec", "--grid": "#343b45", "--card": "#181c22"}
+    told = ["".join(f"{name}:{colour};" for name, colour in theme.items()) for theme in (light, dark)]
+    style = (
+        f"<style>svg{{{told[0]}background:var(--card);font-family:system-ui,sans-serif}}"
+        f"@media(prefers-color-scheme:dark){{svg{{{told[1]}}}}}</style>"
+    )
+    return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+        "<title", f"{style}<title", 1
+    )
+
+
 def ramp_styles() -> tuple[dict[str, str], dict[str, str]]:
     """CSS variables of the ramp for a light and for a dark page: the newest stands out most on either."""
     from matplotlib import colormaps
@@ -175,8 +294,17 @@ def ramp_styles() -> tuple[dict[str, str], dict[str, str]]:
     return light, dark
 
 
+def _light() -> Palette:
+    """A light page's colours, for a picture without style sheets."""
+    light, _ = ramp_styles()
+    return Palette("#1d2127", "#d9dde3", "#ffffff", lambda share: light[f"--g{round(share * (_STEPS - 1)):02x}"])
+
+
 def _ramp_marker(share: float) -> str:
     return f"{_RAMP}{round(share * (_STEPS - 1)):02x}"
+
+
+_THEMED = Palette(_TEXT, _GRID, _PAPER, _ramp_marker)
 
 
 def _literal(text: str) -> str:
@@ -189,16 +317,20 @@ def _axes(x: str, y: str, height: float = HEIGHT) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
+    _dress(axes, x, y, _THEMED)
+    return figure, axes
+
+
+def _dress(axes: Any, x: str, y: str, palette: Palette) -> None:
     axes.set_axisbelow(True)
-    axes.set_xlabel(x, fontsize=10.5, color=_TEXT)
-    axes.set_ylabel(y, fontsize=10.5, color=_TEXT)
-    axes.grid(color=_GRID, lw=0.7)
-    axes.tick_params(colors=_TEXT, labelsize=10, length=0)
+    axes.set_xlabel(x, fontsize=10.5, color=palette.text)
+    axes.set_ylabel(y, fontsize=10.5, color=palette.text)
+    axes.grid(color=palette.grid, lw=0.7)
+    axes.tick_params(colors=palette.text, labelsize=10, length=0)
     axes.patch.set_alpha(0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
-    return figure, axes
+    axes.spines["bottom"].set_color(palette.grid)
 
 
 def _whole_numbers(axes: Any, values: list[float]) -> None:
@@ -221,7 +353,7 @@ def _percent(axes: Any, axis: str = "y") -> None:
         axes.xaxis.set_major_formatter(formatter)
 
 
-def _legend(axes: Any, columns: int) -> None:
+def _legend(axes: Any, columns: int, palette: Palette = _THEMED) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -232,7 +364,7 @@ def _legend(axes: Any, columns: int) -> None:
             ncols=min(columns, len(handles)),
             frameon=False,
             fontsize=10,
-            labelcolor=_TEXT,
+            labelcolor=palette.text,
         )
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.series import Row, collapse_of, control_name, drawings, metric_keys, name_of, on_test, present_of
+from flows.amortize import budget_words, queries_words
+from flows.series import Row, collapse_of, control_name, costs, drawings, metric_keys, name_of, on_test, present_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Facts:
     """Rows of `analyses` with the `reference` of their problem, of a board game."""
     matches: list[Row] = field(default_factory=list)
     """`winner`, `loser`, `count` over all generations of the line, of a board game."""
+    amortization: Row | None = None
+    """What `flows.amortize` says, where there is something to pay back."""
 
 
 def render(facts: Facts, summary: dict[str, Any]) -> str:
@@ -55,6 +59,7 @@ def render(facts: Facts, summary: dict[str, Any]) -> str:
         figures=drawings(facts.history, facts.costs, facts.controls, keys, facts.matches),
         positions=[_position(row) for row in facts.positions],
         game=bool(facts.matches),
+        amortization=_amortization(facts.amortization) if facts.amortization else None,
         break_even=_break_even(summary.get("break_even") or []),
         generations=[_generation(row, keys, present["champion"]) for row in reversed(facts.history)],
         metric_keys=keys,
@@ -208,7 +213,79 @@ def _clipped(text: str, length: int) -> str:
 def _break_even(rows: list[Row]) -> Row:
     """A table of whatever columns the rows have; those of numbers are set to the right."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return _table("When it pays for itself", names, [[row.get(name) for name in names] for row in rows])
+    return _table("Against each budget of the first search", names, [[row.get(name) for name in names] for row in rows])
+
+
+def _amortization(document: Row) -> Row:
+    """Sentence, figure and table of what is paid back when."""
+    from markupsafe import Markup
+
+    from flows.figures import by_queries
+
+    shown = amortization_rows(document)
+    names = list(dict.fromkeys(name for row in shown for name in row))
+    cells = [[row.get(name, "") for name in names] for row in shown]
+    return {
+        "sentence": document["sentence"].replace(" %", "\N{NO-BREAK SPACE}%"),
+        "svg": Markup(by_queries(costs(document), "Moves" if document["board"] else "Queries")),
+        "table": _table("When it pays for itself", names, cells, set(range(2, len(names)))),
+        "beyond": beyond_reach(document),
+        "note": f"{document['draws']} draws over {document['groups']} groups of {document['problems']} test problems",
+    }
+
+
+def amortization_rows(document: Row) -> list[Row]:
+    """A row a generation that reaches the accuracy asked for, as it is read, with 95 % intervals."""
+    first = document["rows"][0]
+    unit, asked = ("move", "moves") if document["board"] else ("query", "queries")
+    shown = []
+    for row in document["rows"]:
+        if not row["reached"]:
+            continue
+        budget = budget_words(row["budget"]["value"], document["board"])
+        least, most = row["budget"]["low"], row["budget"]["high"]
+        spread = f" ({f'{least:.1f}' if least else 'at once'} to {most:.1f})" if most - least > 0.05 else ""
+        shown.append(
+            {
+                "generation": row["name"] + (" (student)" if row["student"] else ""),
+                "search": f"{budget}{spread}",
+                "on test": percent(row["accuracy"]["value"]),
+                f"FLOPs a {unit}": _spread(row["flops"], flops),
+                "invested": flops(row["investment_flops"]),
+                **(
+                    {
+                        f"{asked} to pay back, against {first['name']}": _payback(row["against_first"]),
+                        "never in draws": _share(row["against_first"]),
+                    }
+                    if first["reached"]
+                    else {}
+                ),
+                "against the one before": _payback(row["against_before"]),
+            }
+        )
+    return shown
+
+
+def beyond_reach(document: Row) -> str:
+    """Generations that no measured budget takes to the accuracy asked for, in words."""
+    left = [f"{row['name']} {percent(row['most'])}" for row in document["rows"] if not row["reached"]]
+    if not left:
+        return ""
+    return f"Not with any measured budget: {', '.join(left)} at most, of {percent(document['target']['value'])}."
+
+
+def _payback(payback: Row | None) -> str:
+    return _spread(payback["queries"], queries_words) if payback else "–"
+
+
+def _share(payback: Row | None) -> str:
+    return percent(payback["never"]) if payback else "–"
+
+
+def _spread(estimate: Row, words: Callable[[float], str]) -> str:
+    """A value with its interval, left out where it says the same."""
+    value, low, high = (words(estimate[name]) for name in ("value", "low", "high"))
+    return value if value == low == high else f"{value} ({low} to {high})"
 
 
 def _controls_table(controls: list[Row]) -> Row:

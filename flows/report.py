@@ -76,7 +76,21 @@ def gather(registry: Registry) -> Facts:
         lineages=lineages,
         positions=positions,
         matches=matches,
+        amortization=_amortization(registry, rows),
     )
+
+
+def _amortization(registry: Registry, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    from flows.amortize import amortized
+    from flywheel.errors import InputError, RegistryError
+
+    try:
+        return amortized(registry, rows)
+    except RegistryError:
+        raise
+    except InputError:
+        # Nothing was invested yet, or nothing measured that it could be paid back against.
+        return None
 
 
 def _of_the_game(registry: Registry, led_here: list[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from flows.figures import Band, Line
+from flows.figures import Band, Costs, Crossing, Line
 
 LINES = 6
 """Generations drawn as lines of their own; more cannot be told apart."""
@@ -111,6 +112,42 @@ def drawings(
         note = "Answers on test with 95 % intervals: the present student against what it has to beat."
         shown.append({"title": "Rivals and controls", "note": note, "svg": figures.comparison(rows, measured)})
     return [{**drawing, "svg": Markup(drawing["svg"])} for drawing in shown]
+
+
+def costs(document: Row) -> list[Costs]:
+    """The panels of `flows.amortize`'s curves: generations at equal accuracy, and ways at their own accuracies."""
+    equal, own = document["curves"]["equal_accuracy"], document["curves"]["per_solved"]
+    reached = [row["name"] for row in document["rows"] if row["reached"]]
+    student = next((row["name"] for row in document["rows"] if row["student"]), "")
+    named = [way for way in equal["ways"] if way["model"] in (reached[0], student)]
+    between = [way for way in equal["ways"] if way not in named]
+    # The student and what it is held against, and the two last of the others: more lines lie on top of one another.
+    shown = [way for way in equal["ways"] if way in named or way in between[-2:]]
+    kept = "a win kept" if document["board"] else "a solved query"
+    what = f"All at {document['target']['value']:.1%} or more"
+    age = {row["name"]: index / max(len(document["rows"]) - 1, 1) for index, row in enumerate(document["rows"])}
+    # A way that solves nothing has no cost a solved query.
+    solving = [way for way in own["ways"] if math.isfinite(way["value"][0])]
+    panels = [_costs(equal["queries"], shown, age, what, "FLOPs in all")]
+    if solving:
+        title = "All at their own accuracies"
+        panels.append(_costs(own["queries"], solving, age, title, f"FLOPs {kept}"))
+    return panels
+
+
+def _costs(queries: list[float], ways: list[Row], age: dict[str, float], title: str, measured: str) -> Costs:
+    # A way that solves nothing in some draws has no upper bound.
+    top = max(bound for way in ways for bound in (*way["value"], *way["high"]) if math.isfinite(bound))
+    lines, crossings = [], []
+    for way in ways:
+        cells = zip(queries, way["value"], way["low"], [min(high, top) for high in way["high"]], strict=True)
+        lines.append(Line(way["name"], tuple(Band(*cell) for cell in cells), ramp=age[way["model"]]))
+        crossing = None
+        if way["crossing_flops"] is not None:
+            at = way["crossing"]["queries"]
+            crossing = Crossing(at["value"], at["low"], at["high"], way["crossing_flops"])
+        crossings.append(crossing)
+    return Costs(title, measured, tuple(lines), tuple(crossings))
 
 
 def _ratings(matches: list[Row]) -> list[Row]:

@@ -8,9 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from flows.amortize import model_of
 from flywheel.evaluation import intervals
 from flywheel.evaluation.intervals import Interval
-from flywheel.scaling.amortization import BreakEven, Curve, MeasuredCurve, SearchCurve, at_budgets, at_equal_accuracy
+from flywheel.scaling.amortization import BreakEven, at_budgets, at_equal_accuracy
+from flywheel.scaling.ways import Model
 from storage.ledger import INVESTED
 from storage.registry import Registry
 from storage.views import query
@@ -47,11 +51,10 @@ class Summary:
     sentence: str
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON; `break_even` is the row at equal accuracy followed by one a budget."""
+        """JSON; `break_even` is a row a budget: that at equal accuracy is the sentence's and `flows.amortize`'s."""
         values = asdict(self)
         values["break_even"] = [
-            {"comparison": "at equal accuracy", **asdict(self.break_even)},
-            *({"comparison": f"a search of {row.budget:.0f}", **asdict(row)} for row in self.at_budgets),
+            {"comparison": f"a search of {row.budget:.0f}", **asdict(row)} for row in self.at_budgets
         ]
         del values["at_budgets"]
         return values
@@ -89,11 +92,11 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
     # Generations off the line cost too: a rolled-back one was paid for.
     spent = {row["stage"]: row["flops"] for row in query(registry, _SPENT.format(first=first, last=last)).rows}
     investment = sum(spent.get(stage, 0.0) for stage in INVESTED)
-    curve: Curve = _curve(cells, problems, first) if best != "search" else _measured(cells, problems, first, budgets)
+    old = _model(cells, problems, first)
     accuracy, price = _mean(student, "value"), _mean(student, "flops")
     student_share = intervals.share([row["value"] for row in student], groups)
     search_share = intervals.share([row["value"] for row in search], groups)
-    even = at_equal_accuracy(curve, accuracy, price, investment)
+    even = at_equal_accuracy(old, accuracy, price, investment)
     return Summary(
         generation=last,
         budget=budget,
@@ -103,7 +106,7 @@ def summarise(registry: Registry, rows: list[dict[str, Any]], budget: int) -> Su
         investment_flops=investment,
         evaluation_flops=spent.get("evaluate", 0.0),
         break_even=even,
-        at_budgets=at_budgets(curve, budgets, accuracy, price, investment),
+        at_budgets=at_budgets(old, budgets, accuracy, price, investment),
         sentence=_sentence(
             last, promoted, first, budget, student_share, search_share, difference, investment, even, best == "search"
         )
@@ -132,27 +135,14 @@ def _overtaken(registry: Registry, line: list[dict[str, Any]], first: int, budge
     return f" The network alone is better than that search from generation {begun} on."
 
 
-def _curve(cells: dict[Any, dict[str, Any]], problems: list[str], first: int) -> SearchCurve:
-    """Generation 0's search: right samples a problem, and mean prices of the prompt and of a sample."""
-    samples = max(budget for generation, _, metric, budget in cells if generation == first and metric == "right")
-    totals = [cells[first, problem, "right", samples] for problem in problems]
-    ones = [cells[first, problem, "pass", 1] for problem in problems if (first, problem, "pass", 1) in cells]
-    whole = _mean(totals, "flops")
-    # Price of k samples is prompt + k * sample; two budgets give the two unknowns.
-    sample = (whole - _mean(ones, "flops")) / (samples - 1) if ones and samples > 1 else whole / samples
-    prompt = max(0.0, whole - samples * sample)
-    return SearchCurve(samples, tuple(int(row["value"]) for row in totals), prompt, sample)
-
-
-def _measured(cells: dict[Any, dict[str, Any]], problems: list[str], first: int, budgets: list[int]) -> MeasuredCurve:
-    """Generation 0's search on a board; its network alone stands at budget 1."""
-    keys = [("greedy", 1), *(("search", budget) for budget in budgets if budget > 1)]
-    rows = [[cells[first, problem, *key] for problem in problems] for key in keys]
-    return MeasuredCurve(
-        tuple(budget for _, budget in keys),
-        tuple(_mean(row, "value") for row in rows),
-        tuple(_mean(row, "flops") for row in rows),
-    )
+def _model(cells: dict[Any, dict[str, Any]], problems: list[str], first: int) -> Model:
+    """Generation 0, at once and by its search."""
+    keys = {(metric, budget) for generation, _, metric, budget in cells if generation == first}
+    columns = {}
+    for key in keys:
+        rows = [cells[first, problem, *key] for problem in problems]
+        columns[key] = (np.array([row["value"] for row in rows]), np.array([row["flops"] for row in rows]))
+    return model_of(f"gen/{first}", 0.0, columns)
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:
