@@ -28,6 +28,8 @@ _QUANTILE = 1.959963984540054
 """Upper 2.5 % point of the normal distribution."""
 _SMALL_STEP = 1e-10
 """Nats; Newton's error is the square of its last step."""
+_SMALL_SHIFT = 1e-4
+"""Nats, for resampled games: the error is far below the spread of the draws."""
 _Counts = npt.NDArray[np.float64]
 """[players, players]: how often the row beat the column, the prior's wins among it."""
 
@@ -71,6 +73,57 @@ def rate(wins: Mapping[tuple[str, str], float], anchor: str, prior: float = 0.5)
             strict=True,
         )
     }
+
+
+def redrawn(
+    wins: Mapping[tuple[str, str], npt.NDArray[np.float64]],
+    weights: npt.NDArray[np.float64],
+    anchor: str,
+    prior: float = 0.5,
+) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """Elo as `rate` gives it, for resampled games: the players, sorted, and [draws, players], the anchor at 0.
+
+    `wins` says by (winner, loser) how often that happened from each opening [openings]; `weights` [draws, openings] how
+    often a draw takes each opening, for all pairs the same, since games from one opening are alike. Every draw begins
+    at the ratings of all games once and takes Newton's steps on the sparse graph of who met whom.
+    """
+    from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
+    from scipy.sparse.linalg import splu  # type: ignore[import-untyped]
+
+    rated = rate({pair: float(counts.sum()) for pair, counts in wins.items()}, anchor, prior)
+    names = list(rated)
+    numbers = {name: number for number, name in enumerate(names)}
+    pairs = sorted({(min(pair), max(pair)) for pair in wins})
+    none = np.zeros(weights.shape[1])
+    won, lost = (
+        np.stack([wins.get(pair if first else pair[::-1], none) for pair in pairs]) @ weights.T + prior
+        for first in (True, False)
+    )
+    one, other = (np.array([numbers[pair[side]] for pair in pairs]) for side in (0, 1))
+    place, start = numbers[anchor], np.array([rated[name].value for name in names]) / ELO_PER_NAT
+    free = np.flatnonzero(np.arange(len(names)) != place)
+    found = np.empty((len(weights), len(names)))
+    for draw in range(len(weights)):
+        strengths = start.copy()
+        for _ in range(50):
+            beats = 1.0 / (1.0 + np.exp(strengths[other] - strengths[one]))
+            surplus = won[:, draw] * (1.0 - beats) - lost[:, draw] * beats
+            slope = np.bincount(one, surplus, len(names)) - np.bincount(other, surplus, len(names))
+            bent = (won[:, draw] + lost[:, draw]) * beats * (1.0 - beats)
+            matrix = coo_matrix(
+                (
+                    np.concatenate([bent, bent, -bent, -bent]),
+                    (np.concatenate([one, other, one, other]), np.concatenate([one, other, other, one])),
+                )
+            ).tocsc()[free][:, free]
+            step = splu(matrix).solve(slope[free])
+            # A draw may lie far from the start where few games connect two players.
+            step *= min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))
+            strengths[free] += step
+            if np.abs(step).max() < _SMALL_SHIFT:
+                break
+        found[draw] = ELO_PER_NAT * strengths
+    return names, found
 
 
 def expected(rating_difference: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 from scipy import optimize
 
 from flywheel.errors import InputError
-from flywheel.evaluation.ratings import ELO_PER_NAT, expected, rate
+from flywheel.evaluation.ratings import ELO_PER_NAT, expected, rate, redrawn
 
 BASEBALL = {
     "Milwaukee": [0, 7, 9, 7, 7, 9, 11],
@@ -187,3 +187,20 @@ def test_an_expected_share() -> None:
 def test_what_cannot_be_rated(wins: dict[tuple[str, str], float], prior: float, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         rate(wins, "anchor", prior)
+
+
+def test_redrawn_games_are_rated_as_the_same_games_counted_anew() -> None:
+    generator = np.random.default_rng(3)
+    names = ["a", "b", "c", "d", "e"]
+    wins = {
+        (one, other): generator.integers(0, 3, 12).astype(float)
+        for one, other in itertools.permutations(names, 2)
+        if {one, other} != {"a", "e"}
+    }
+    weights = generator.multinomial(12, np.full(12, 1 / 12), size=5).astype(float)
+    found_names, found = redrawn(wins, weights, "c")
+    assert found_names == names
+    for draw in range(5):
+        counted = {pair: float(counts @ weights[draw]) for pair, counts in wins.items()}
+        expected = rate(counted, "c")
+        assert found[draw] == pytest.approx([expected[name].value for name in names], abs=0.01)
