@@ -13,6 +13,7 @@ import sys
 import typer
 
 from flows.commands import (
+    accounting,
     amortizing,
     boards,
     changing,
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     running.init, running.run, running.status,
-    reading.history, reading.query, reading.lineage, comparing.diff,
+    reading.history, accounting.ledger, reading.query, reading.lineage, comparing.diff,
     changing.rollback, changing.undo, changing.recover, changing.upgrade,
     proving.verify, replaying.replay,
     remotes.push, remotes.pull, remotes.clone, remotes.gc,

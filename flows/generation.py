@@ -61,7 +61,8 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
             worked[stage] = time.monotonic() - began
     stop.check()
     overhead = time.monotonic() - start - sum(worked.values())
-    ledger.record(layout, Report("overhead", params.generation, seconds=overhead).ledger_row())
+    waited = sum(waiting(stage, params, seconds, reports[stage].seconds) for stage, seconds in worked.items())
+    ledger.record(layout, Report("overhead", params.generation, seconds=overhead + waited).ledger_row())
     _record_publishing(layout, params.generation)
     tracker.step(Step(params.generation, "publish"))
     run = str((prepare.unfinished(opened) or {}).get("run", ""))
@@ -87,6 +88,17 @@ def generation(name: str, registry: str, recipe: dict[str, Any]) -> dict[str, An
     replace_text(layout.local / "publishing.json", json.dumps(told))
     row["seconds"]["total"] = time.monotonic() - start
     return row
+
+
+def waiting(stage: str, params: Params, elapsed: float, seconds: float) -> float:
+    """What a stage's processes took beyond their units (`seconds`, of all of them): to start, and to wait for the
+    slowest. None where an earlier run had done the units."""
+    execution, processes = params.execution, 1
+    if stage == "train":
+        processes = execution.training_processes
+    elif execution.runner == "processes" and _RUN.get(stage) is stages.run_sharded:
+        processes = min(execution.workers, execution.shards)
+    return max(0.0, processes * elapsed - seconds)
 
 
 def _tell_openlineage(opened: Registry, params: Params, tracker: Tracker) -> None:

@@ -441,6 +441,11 @@ class Execution(Section):
     """Processes that training is spread over by accelerate's launcher (several GPUs); part of `numerics`."""
     openlineage: str | None = None
     """A file to which each published generation appends its OpenLineage events (extra `openlineage`)."""
+    device_hour_price: Annotated[float, Field(ge=0.0)] | None = None
+    """What an hour of the device costs that one process works on (a GPU, or a share of a machine); with it
+    `flywheel ledger` says what a generation cost, orchestration included. null: no money is told."""
+    currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
+    """What `device_hour_price` is in; amounts in different currencies are never added."""
     on_failure: str | None = None
     """A command run when a generation fails; it finds FLYWHEEL_REGISTRY, _GENERATION and _ERROR in its environment."""
 

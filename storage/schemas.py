@@ -200,8 +200,11 @@ LEDGER = _schema(
         _required("rows_out", _int),
         _required("machine", _text),
         _required("numerics", _text),
+        pa.field("models", _text),
     ],
 )
+"""`models`: JSON, how much of it is whose work, {snapshot: {kind: FLOPs, ..., "tokens": count}}; null in lines of
+earlier versions. `seconds`: of every process that worked, added up."""
 
 ROLLOUTS = _schema(
     "rollouts",

@@ -7,7 +7,6 @@ setting. Needs neither DVC nor MLflow.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -21,6 +20,7 @@ import pyarrow as pa
 
 from flywheel.errors import InputError, RegistryError
 from flywheel.records import canonical_json
+from storage import ledger
 from storage.schemas import BOARDS, LEDGER, SUPERVISION, TABLES
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _open(
         if table not in absent:
             _create(connection, table, f'CREATE VIEW "{table}" AS {_selection(table, paths, old, out)}')
     for name, values, schema in (
-        ("ledger", _ledger_rows(registry, at), LEDGER),
+        ("ledger", ledger.committed(registry, at), LEDGER),
         ("generations", [_generation(row) for row in rows], _GENERATIONS),
     ):
         # By way of JSON: pyarrow imports pandas to make an array of Python values, 0.4 s that a reader would wait for.
@@ -343,21 +343,6 @@ def _duckdb_type(kind: Any) -> str:
 def quoted(value: Path | str) -> str:
     """A text as SQL says it."""
     return "'" + str(value).replace("'", "''") + "'"
-
-
-def _ledger_rows(registry: Registry, at: int | None) -> list[dict[str, Any]]:
-    """Ledger lines in git at HEAD, which rollbacks leave alone, of generations up to `at`."""
-    from storage import git
-
-    listed = git.run(registry.root, "ls-tree", "--name-only", "HEAD", "ledger/").splitlines()
-    names = [f"HEAD:{name}" for name in listed if name.endswith(".jsonl")]
-    rows = []
-    for name, text in zip(names, git.read_many(registry.root, names), strict=True):
-        try:
-            rows += [json.loads(line) for line in (text or b"").splitlines() if line.strip()]
-        except ValueError as error:
-            raise RegistryError(f"{name} is not JSON lines ({error}); restore it from an older commit") from error
-    return [row for row in rows if at is None or row["generation"] <= at]
 
 
 def _generation(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from flywheel.compute import Cost
@@ -31,10 +31,12 @@ from tasks.stage import (
     Report,
     Stamp,
     Units,
-    cost_fact,
+    by_model,
+    cost_facts,
     cost_of,
     fingerprint,
     main,
+    models_of,
     my_units,
     numerics,
     shard_report,
@@ -65,8 +67,10 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
         own = models.newest_reward_model(params, layout)
         reward = models.load_reward(params, models.domain_of(params.problems), own)
         rows, tally, cost, unsure = measure(params, sampler, units[number], reward, hooks)
+        judging = Cost(reward=cost.reward, padding=reward.take_padding())
+        worked = by_model((student, replace(cost, reward=0.0)), (models.judge_snapshot(params, own), judging))
         seconds = time.monotonic() - start
-        fact = {"cost": cost_fact(cost), "seconds": seconds, "tally": asdict(tally), "undecided": unsure}
+        fact = {**cost_facts(worked), "seconds": seconds, "tally": asdict(tally), "undecided": unsure}
         work.write(number, rows, OUTCOMES, fact)
 
     facts = work.each(mine, [len(unit) for unit in units], hooks, look)
@@ -100,6 +104,7 @@ def finish(params: Params, layout: Layout) -> Report:
         "evaluate",
         params.generation,
         cost=cost_of(facts),
+        models=models_of(facts),
         seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
         rows_in=sum(len(unit) for unit in units),
         rows_out=len(outcomes),
@@ -126,8 +131,8 @@ def measure(
     reward: Reward,
     hooks: Hooks = Hooks(),  # noqa: B008 (frozen)
 ) -> tuple[list[dict[str, Any]], collapse.HealthTally, Cost, int]:
-    """Outcome rows of any model on some problems, their health and cost, and how many attempts the exact check could
-    not decide (they count as wrong, and are said)."""
+    """Outcome rows of any model on some problems, their health and cost (but for the reward's padding), and how many
+    attempts the exact check could not decide (they count as wrong, and are said)."""
     domain = models.domain_of(params.problems)
     exact, run = Exact(domain), _run_of(params.seed)
     limit = params.generate.max_new_tokens

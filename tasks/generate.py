@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 
@@ -33,10 +34,12 @@ from tasks.stage import (
     Report,
     Stamp,
     Units,
-    cost_fact,
+    by_model,
+    cost_facts,
     cost_of,
     fingerprint,
     main,
+    models_of,
     my_units,
     numerics,
     shard_report,
@@ -90,9 +93,9 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
 
     def search(number: int) -> None:
         start = time.monotonic()
-        attempts, cost = _attempts(params, layout, domain, units[number], hooks)
+        attempts, worked = _attempts(params, layout, domain, units[number], hooks)
         fact = {
-            "cost": cost_fact(cost),
+            **cost_facts(worked),
             "seconds": time.monotonic() - start,
             "passed": sum((a.reward or 0.0) >= params.filter.threshold for a in attempts),
             "unjudged": sum(a.reward is None for a in attempts),
@@ -128,6 +131,7 @@ def finish(params: Params, layout: Layout) -> Report:
         "generate",
         params.generation,
         cost=cost_of(facts),
+        models=models_of(facts),
         seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
         rows_in=sum(len(unit) for unit in units),
         rows_out=writer.rows,
@@ -174,8 +178,8 @@ def _open(params: Params, layout: Layout) -> tuple[list[list[Problem]], Units]:
 
 def _attempts(
     params: Params, layout: Layout, domain: Domain, problems: list[Problem], hooks: Hooks
-) -> tuple[list[Attempt], Cost]:
-    """One unit, searched by the teacher, or by the solver where there is none yet."""
+) -> tuple[list[Attempt], dict[str, Cost]]:
+    """One unit, searched by the teacher, or by the solver where there is none yet; and what it took, by model."""
     run = Run(params.seed, params.generation)
     if params.generation == 0:
         encoder = models.load_sampler(str(layout.parent), None, params.execution)
@@ -189,14 +193,18 @@ def _attempts(
                     "tokens of this model's tokenizer; a student could never finish an answer, give it more"
                 ]
             )
-        return labels, Cost()
+        return labels, {}
     reward = models.load_reward(params, domain, layout.judge)
     searcher = searchers.load(params.generate, params.reward)
     teacher = models.load_teacher(params, layout)
     found, cost = searcher.search(
         problems, domain, teacher, reward, run, should_stop=hooks.should_stop, finished=not_told
     )
-    return [attempt for row in found for attempt in row], cost
+    judging = Cost(reward=cost.reward, padding=reward.take_padding())
+    worked = by_model(
+        (teacher.snapshot, replace(cost, reward=0.0)), (models.judge_snapshot(params, layout.judge), judging)
+    )
+    return [attempt for row in found for attempt in row], worked
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from flywheel import sections
 from flywheel.errors import ConfigError, ModelError
 from flywheel.models import language
 from flywheel.models.checkpoints import weights_digest
-from flywheel.models.language import LanguageModel
 from flywheel.models.sampler import TextSampler
 from flywheel.params import Params
 from flywheel.problems import domain as domains
@@ -88,18 +87,19 @@ def _connect(
 def load_sampler(source: str, snapshot: str | None, execution: sections.Execution) -> TextSampler:
     """A model folder or hub id as a sampler, its digest checked where one is expected."""
     use_threads(execution)
-    loaded = _load(source, language.device_for(execution.device), snapshot)
-    if snapshot is not None and loaded.snapshot != snapshot:
+    sampler = _load(source, language.device_for(execution.device), snapshot)
+    if snapshot is not None and sampler.snapshot != snapshot:
         raise ModelError(
-            f"{source} holds weights {loaded.snapshot}, expected {snapshot} as lineage says; "
+            f"{source} holds weights {sampler.snapshot}, expected {snapshot} as lineage says; "
             "restore that model, or start the generation anew with generate.teacher set to the one wanted"
         )
-    return TextSampler(loaded)
+    return sampler
 
 
 @lru_cache(maxsize=1)
-def _load(source: str, device: str, _snapshot: str | None) -> LanguageModel:
-    return language.load(source, device)
+def _load(source: str, device: str, _snapshot: str | None) -> TextSampler:
+    """One for all units of a process: each new one would try out anew what its model is suited for."""
+    return TextSampler(language.load(source, device))
 
 
 def reward_inputs(params: Params, own: Path) -> list[Path]:
@@ -129,6 +129,13 @@ def reward_inputs(params: Params, own: Path) -> list[Path]:
         )
     found = Path(spec.origin)
     return [found.parent if found.name == "__init__.py" else found]
+
+
+def judge_snapshot(params: Params, own: Path) -> str:
+    """Digest of the reward model that judges, `own` being the registry's; empty where none does."""
+    if params.reward.name not in {"outcome", "process"}:
+        return ""
+    return snapshot_of(reward_inputs(params, own)[0])
 
 
 def snapshot_of(folder: Path) -> str:

@@ -26,10 +26,11 @@ from flywheel import params as parameters
 from flywheel.compute import Cost
 from flywheel.errors import FlywheelError
 from flywheel.params import Params
-from flywheel.records import digest
+from flywheel.records import canonical_json, digest
 from storage.layout import Layout
 from storage.tables import file_md5, replace_text
 
+_KEPT_EVERY_SECONDS = 5.0
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "numba", "pyarrow")
 
 
@@ -56,6 +57,7 @@ class Report:
     shard: str = ""
     cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
+    """Of every process that worked, added up, so that two devices for a minute are two minutes."""
     rows_in: int = 0
     rows_out: int = 0
     numerics: str = ""
@@ -63,6 +65,8 @@ class Report:
     """Everything had been done before: nothing was computed, and the ledger keeps the row it has."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Figures worth a line on the terminal."""
+    models: dict[str, Cost] = field(default_factory=dict)
+    """Whose work it was, by snapshot; adds up to `cost`. A model that is being made is billed for its making."""
 
     def ledger_row(self) -> dict[str, Any]:
         cost = self.cost
@@ -84,6 +88,7 @@ class Report:
             "rows_out": self.rows_out,
             "machine": f"{platform.system()} {platform.machine()} {os.cpu_count()} cores",
             "numerics": self.numerics,
+            "models": canonical_json({snapshot: asdict(cost) for snapshot, cost in self.models.items()}),
         }
 
 
@@ -92,6 +97,36 @@ def timed() -> Iterator[Callable[[], float]]:
     """Seconds since entry."""
     start = time.monotonic()
     yield lambda: time.monotonic() - start
+
+
+class Spent:
+    """Seconds of a training that a kill may cut off, from when this is made: kept in a file beside the checkpoints, so
+    that the one that goes on from there adds to them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._earlier = float(path.read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            self._earlier = 0.0
+        self._start = self._kept = time.monotonic()
+
+    def telling(self, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """`progress`, which now and then writes the seconds down as well."""
+
+        def tell(done: int, total: int) -> None:
+            progress(done, total)
+            now = time.monotonic()
+            if now - self._kept > _KEPT_EVERY_SECONDS:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                replace_text(self._path, repr(self._earlier + now - self._start))
+                self._kept = now
+
+        return tell
+
+    def beyond(self, processes: int = 1) -> float:
+        """What so many processes took until now that this one's own clock does not show."""
+        return processes * self._earlier + (processes - 1) * (time.monotonic() - self._start)
 
 
 def threads(execution: parameters.Execution, alone: bool = False) -> int:
@@ -230,8 +265,23 @@ def cost_of(facts: list[dict[str, Any]]) -> Cost:
     return total
 
 
-def cost_fact(cost: Cost) -> dict[str, Any]:
-    return asdict(cost)
+def cost_facts(models: dict[str, Cost]) -> dict[str, Any]:
+    """What a unit notes of its cost: the sum, and whose work it was."""
+    return {"cost": asdict(sum(models.values(), Cost())), "models": {name: asdict(c) for name, c in models.items()}}
+
+
+def models_of(facts: list[dict[str, Any]]) -> dict[str, Cost]:
+    """Sum of the costs kept with units, by model."""
+    return by_model(*((name, Cost(**cost)) for fact in facts for name, cost in fact["models"].items()))
+
+
+def by_model(*parts: tuple[str, Cost]) -> dict[str, Cost]:
+    """(snapshot, cost) pairs added up by snapshot; without those that did nothing."""
+    total: dict[str, Cost] = {}
+    for snapshot, cost in parts:
+        if cost != Cost():
+            total[snapshot] = total.get(snapshot, Cost()) + cost
+    return total
 
 
 def shard_report(
@@ -239,7 +289,8 @@ def shard_report(
 ) -> Report:
     """What a shard did, from the facts of its units."""
     seconds = sum(fact["seconds"] for fact in facts)
-    return Report(stage, generation, f"{shard:05d}/{shards:05d}", cost_of(facts), seconds, rows_in, rows_out)
+    name = f"{shard:05d}/{shards:05d}"
+    return Report(stage, generation, name, cost_of(facts), seconds, rows_in, rows_out, models=models_of(facts))
 
 
 def my_units(count: int, shard: int, shards: int) -> range:
@@ -266,13 +317,14 @@ class Stamp:
         if [folder_digest(path) for path in self._outputs] != held["outputs"]:
             return None
         values = held["report"]
-        return replace(Report(**{**values, "cost": Cost(**values["cost"])}), reused=True)
+        models = {snapshot: Cost(**cost) for snapshot, cost in values.get("models", {}).items()}
+        return replace(Report(**{**values, "cost": Cost(**values["cost"]), "models": models}), reused=True)
 
     def write(self, report: Report) -> None:
         held = {
             "mark": self._mark,
             "outputs": [folder_digest(path) for path in self._outputs],
-            "report": {**asdict(report), "cost": asdict(report.cost)},
+            "report": asdict(report),
         }
         replace_text(self._path, json.dumps(held))
 

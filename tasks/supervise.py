@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 
 from flywheel.params import Params
 from flywheel.records import Problem, digest
@@ -27,12 +28,15 @@ from tasks.reward_learning import Learner, unit_file
 from tasks.stage import (
     Hooks,
     Report,
+    Spent,
     Stamp,
     Units,
-    cost_fact,
+    by_model,
+    cost_facts,
     cost_of,
     fingerprint,
     main,
+    models_of,
     my_units,
     numerics,
     shard_report,
@@ -87,7 +91,9 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
     use_threads(params.execution, alone=True)
     models.forget()
     learner = Learner(params, layout, work, units, mark)
-    trained = learner.train(begins_with_judge, hooks)
+    spent = Spent(learner.checkpoints / "seconds")
+    trained = learner.train(begins_with_judge, replace(hooks, progress=spent.telling(hooks.progress)))
+    elsewhere = spent.beyond()
     tables = learner.write_tables(trained)
     replace_folder(trained.folder, layout.reward_model, layout.tmp)
     replace_folder(tables, layout.supervision, layout.tmp)
@@ -100,7 +106,8 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
         "supervise",
         params.generation,
         cost=cost_of(facts) + training.cost,
-        seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
+        models=by_model(*models_of(facts).items(), (trained.snapshot, training.cost)),
+        seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start + elsewhere,
         rows_in=sum(len(unit) for unit in units),
         rows_out=labels,
         numerics=numerics(params.execution, alone=True),
@@ -136,11 +143,11 @@ def _label_unit(
     params: Params, layout: Layout, problems: list[Problem], number: int, work: Units, hooks: Hooks
 ) -> None:
     start, section = time.monotonic(), params.supervise
-    domain = models.domain_of(params.problems)
+    domain, student = models.domain_of(params.problems), models.snapshot_of(layout.student)
     rollouts, labels, cost = label_steps(
         problems,
         domain,
-        models.load_sampler(str(layout.student), models.snapshot_of(layout.student), params.execution),
+        models.load_sampler(str(layout.student), student, params.execution),
         Exact(domain),
         Run(params.seed, params.generation, "supervise"),
         attempts=section.attempts,
@@ -154,7 +161,8 @@ def _label_unit(
     write_file(unit_file(work, number, "step_labels"), [step_label_row(label) for label in labels], STEP_LABELS)
     parents = [row for label in labels for row in step_parent_rows(label)]
     write_file(unit_file(work, number, "step_label_parents"), parents, STEP_LABEL_PARENTS)
-    fact = {"cost": cost_fact(cost), "seconds": time.monotonic() - start, "labels": len(labels)}
+    worked = by_model((student, cost))
+    fact = {**cost_facts(worked), "seconds": time.monotonic() - start, "labels": len(labels)}
     work.write(number, [rollout_row(rollout) for rollout in rollouts], ROLLOUTS, fact)
 
 

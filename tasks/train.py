@@ -28,7 +28,7 @@ from storage.layout import Layout
 from storage.schemas import SNAPSHOTS, TRAINED_ON
 from storage.tables import TableWriter, replace_folder
 from tasks import models
-from tasks.stage import Hooks, Report, Stamp, fingerprint, main, numerics, use_threads
+from tasks.stage import Hooks, Report, Spent, Stamp, by_model, fingerprint, main, numerics, use_threads
 from tasks.window import Window, preferences, read_window, valid_examples
 
 _SOURCES = (
@@ -87,14 +87,15 @@ def run(params: Params, layout: Layout, hooks: Hooks = Hooks()) -> Report:  # no
         )
     work = layout.work(generation) / f"train-{mark}"
     work.mkdir(parents=True, exist_ok=True)
-    training = _train(params, layout, start_model, window, work, hooks)
+    training, elsewhere = _train(params, layout, start_model, window, work, hooks)
     snapshot = _write(params, layout, start_model, window, training)
     shutil.rmtree(work, ignore_errors=True)
     report = Report(
         "train",
         generation,
         cost=training.cost,
-        seconds=time.monotonic() - start,
+        models=by_model((snapshot, training.cost)),
+        seconds=time.monotonic() - start + elsewhere,
         rows_in=len(window.label_ids) + window.repeated,
         rows_out=len(window.label_ids),
         numerics=numerics(params.execution, alone=True),
@@ -119,10 +120,11 @@ def _require_extras(params: Params) -> None:
 
 def _train(
     params: Params, layout: Layout, start_model: LanguageModel, window: Window, work: Path, hooks: Hooks
-) -> supervised.Training:
-    """Train in place. Without seed labels generation 0 is the base as it is."""
+) -> tuple[supervised.Training, float]:
+    """Train in place. Without seed labels generation 0 is the base as it is. Also the seconds that other processes and
+    earlier lives of this training took."""
     if not window.label_ids:
-        return supervised.Training(epochs=0.0, steps=0, valid_loss=math.nan, valid_losses=(), cost=Cost())
+        return supervised.Training(epochs=0.0, steps=0, valid_loss=math.nan, valid_losses=(), cost=Cost()), 0.0
     seed = stream(params.seed, params.generation, "train")
     how: dict[str, Any] = {
         "fill": start_model.fill_id,
@@ -130,27 +132,30 @@ def _train(
         "progress": hooks.progress,
         "should_stop": hooks.should_stop,
     }
+    processes, spent = params.execution.training_processes, Spent(work / "seconds")
     training = launch.train(
         start_model.model,
         window.examples,
         valid_examples(params, layout, start_model),
         params.train,
-        processes=params.execution.training_processes,
+        processes=processes,
         seed=seed,
         work=work / "labels",
         until_stale=params.generation == 0,
         epochs=_passes(params, window.examples, start_model),
-        **how,
+        **how | {"progress": spent.telling(hooks.progress)},
     )
+    elsewhere = spent.beyond(processes)
     if params.train.preference == "none" or params.generation == 0:
-        return training
+        return training, elsewhere
     pairs = preferences(params, layout, start_model)
     if not pairs:
-        return training
+        return training, elsewhere
     preferred = preference.train(
         start_model.model, start_model.tokenizer, pairs, params.train, seed=seed, work=work / "pairs", **how
     )
-    return replace(training, steps=training.steps + preferred.steps, cost=training.cost + preferred.cost)
+    both = replace(training, steps=training.steps + preferred.steps, cost=training.cost + preferred.cost)
+    return both, elsewhere
 
 
 def _passes(params: Params, examples: Examples, model: LanguageModel) -> int | None:

@@ -111,7 +111,7 @@ def train(
     number any more."""
     if not len(examples):
         return Training(0.0, 0, math.nan, math.nan, Cost())
-    once = 3.0 * shape.flops * len(examples)
+    once = shape.training_flops * len(examples)
     epochs = section.epochs if section.flops is None else min(section.epochs, max(1, int(section.flops / once)))
     per_epoch = -(-len(examples) // section.batch_size)
     total = epochs * per_epoch

@@ -160,3 +160,11 @@ def training_flops(
             steps_left -= 1
         epoch += 1
     return useful, executed - useful, tokens
+
+
+def looking_flops(lengths: npt.NDArray[np.int64], batch_size: int, shape: DecoderShape) -> tuple[float, float]:
+    """(useful, padding) of one forward pass over sequences in their order, in batches as long as their longest."""
+    useful = sum(shape.forward_sequence(int(length)) for length in lengths)
+    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    executed = sum(len(batch) * shape.forward_sequence(int(batch.max())) for batch in batches)
+    return useful, max(0.0, executed - useful)

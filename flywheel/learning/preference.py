@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel import sections
-from flywheel.compute import Cost
+from flywheel.compute import Cost, DecoderShape
 from flywheel.errors import ConfigError
 from flywheel.learning import lora, resumable
-from flywheel.learning.examples import IGNORED, EpochOrder, collate, training_flops
+from flywheel.learning.examples import IGNORED, EpochOrder, collate, looking_flops, training_flops
 from flywheel.models.language import decoder_shape
 
 Row = Mapping[str, Any]
@@ -153,7 +153,10 @@ def train(
     )
     learned = replace(shape, matrix_parameters=shape.matrix_parameters + adapters)
     useful, padding, tokens = training_flops(lengths, order, epochs, section.batch_size, learned, frozen)
-    looked = 2.0 * sum(shape.forward_sequence(int(length)) for length in lengths.ravel())
+    # TRL makes logits once more on the way back, so as not to hold them: forward through the head alone.
+    head = DecoderShape(shape.head_parameters, 0, 0)
+    again = sum(training_flops(lengths, order, epochs, section.batch_size, head)[:2]) / 3.0
+    looked, unused = looking_flops(lengths.ravel(), resumable.EVALUATION_BATCH, shape)
     return PreferenceTraining(
         pairs=len(preferences),
         steps=int(trainer.state.global_step),
@@ -162,7 +165,7 @@ def train(
         margin=float(margins.mean()),
         accuracy=float((margins > 0.0).mean()),
         # The reference's pass over the pairs, and the student's at the end.
-        cost=Cost(training=useful, policy=looked, padding=padding, tokens=tokens),
+        cost=Cost(training=useful, policy=2.0 * looked, padding=padding + again + 2.0 * unused, tokens=tokens),
     )
 
 

@@ -21,7 +21,7 @@ from flywheel import sections
 from flywheel.compute import Cost
 from flywheel.errors import ModelError
 from flywheel.learning import resumable
-from flywheel.learning.examples import EpochOrder, training_flops
+from flywheel.learning.examples import EpochOrder, looking_flops, training_flops
 from flywheel.models.language import decoder_shape
 from flywheel.seeds import stream
 
@@ -138,6 +138,7 @@ def train(
     resumable.fit(trainer, watch, resumable.newest_complete(work))
     shape = decoder_shape(model)
     useful, padding, tokens = training_flops(examples.lengths, order, section.epochs, section.batch_size, shape)
+    looked, unused = looking_flops(valid.lengths, resumable.EVALUATION_BATCH, shape)
     loss, area, accuracy = measure(*scores(model, valid, fill)) if len(valid) else (None, None, None)
     return RewardTraining(
         epochs=float(section.epochs),
@@ -145,12 +146,7 @@ def train(
         valid_loss=loss,
         valid_auc=area,
         valid_accuracy=accuracy,
-        cost=Cost(
-            training=useful,
-            reward=sum(shape.forward_sequence(int(length)) for length in valid.lengths),
-            padding=padding,
-            tokens=tokens,
-        ),
+        cost=Cost(training=useful, reward=looked, padding=padding + unused, tokens=tokens),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from flywheel import params
 from flywheel.compute import Cost, DecoderShape
 from flywheel.learning import lora, ranks, resumable
-from flywheel.learning.examples import IGNORED, EpochOrder, Examples, WithBlanks, collate, training_flops
+from flywheel.learning.examples import IGNORED, EpochOrder, Examples, WithBlanks, collate, looking_flops, training_flops
 from flywheel.models.language import decoder_shape
 
 
@@ -120,14 +120,20 @@ def train(
     useful, padding, tokens = training_flops(
         examples.lengths, order, made, section.batch_size // processes, shape, frozen
     )
-    looked = sum(shape.forward_sequence(int(length)) for length in valid.lengths) * max(1, len(losses))
+    looks = max(1, len(losses))
+    looked, unused = (looks * flops for flops in looking_flops(valid.lengths, resumable.EVALUATION_BATCH, shape))
     return Training(
         epochs=kept_epochs,
         steps=int(trainer.state.global_step),
         valid_loss=valid_loss,
         valid_losses=tuple(losses),
         # Every process looks at all valid examples; once would have done.
-        cost=Cost(training=useful, policy=looked, padding=padding + (processes - 1) * looked, tokens=tokens),
+        cost=Cost(
+            training=useful,
+            policy=looked,
+            padding=padding + (processes - 1) * looked + processes * unused,
+            tokens=tokens,
+        ),
     )
 
 

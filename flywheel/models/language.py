@@ -229,7 +229,8 @@ def decoder_shape(model: Any) -> DecoderShape:
     if head is not None:
         looked_up.discard(id(head.weight))
     matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in looked_up)
-    return DecoderShape(matrices, config.num_hidden_layers, config.num_attention_heads * width)
+    logits = 0 if head is None else head.weight.numel()
+    return DecoderShape(matrices, config.num_hidden_layers, config.num_attention_heads * width, logits)
 
 
 def device_for(wanted: str) -> str:

@@ -81,8 +81,8 @@ class PromptStore:
                 self._data[layer, 0, numbers, :, :longest] = cached.keys
                 self._data[layer, 1, numbers, :, :longest] = cached.values
             self._ready[chunk] = True
-            self.useful += sum(self._shape.forward_sequence(length) for length in lengths.tolist())
-            self.executed += len(chunk) * self._shape.forward_sequence(longest)
+            self.useful += sum(self._shape.forward_sequence(length, logits=1) for length in lengths.tolist())
+            self.executed += len(chunk) * self._shape.forward_sequence(longest, logits=1)
 
     def _chunks(self, numbers: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
         """Prompts in the order of their lengths, cut into batches of about one length each."""

@@ -75,7 +75,7 @@ class RecomputingDecoder:
         # With the config the cache has the layers that the model wants, sliding windows among them.
         self._cache = DynamicCache(config=self._model.config)
         logits = self._forward(ids, positions)
-        self.executed += len(sequences) * self._shape.forward_sequence(longest)
+        self.executed += len(sequences) * self._shape.forward_sequence(longest, logits=1)
         self._lengths = lengths
         which = np.array(place_of, dtype=np.int64)
         self._select(which)
@@ -91,8 +91,9 @@ class RecomputingDecoder:
                 shares.append(0.0)
             else:
                 length = len(self._prompts[start.prompt]) + start.depth
-                shares.append(self._shape.forward_sequence(length) / int(together[place]))
-        self.prefill += sum(self._shape.forward_sequence(len(self._prompts[prompt])) for prompt in sorted(news))
+                shares.append(self._shape.forward_sequence(length, logits=1) / int(together[place]))
+        lengths = [len(self._prompts[prompt]) for prompt in sorted(news)]
+        self.prefill += sum(self._shape.forward_sequence(length, logits=1) for length in lengths)
         self._counted |= news
         return shares
 

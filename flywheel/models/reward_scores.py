@@ -1,7 +1,7 @@
 """Running a reward model over many texts: batches of about one length, padded on the right and masked.
 
-A score is that of the text alone, but for the last bits of a batched product. FLOPs are those of the texts; padding,
-little among texts of one length, is left out.
+A score is that of the text alone, but for the last bits of a batched product, and so are its FLOPs; what a batch takes
+beyond those of its texts is padding.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def score_positions(
     for numbers in _batches([rows[index][0] for index in wanted], batch_size):
         should_stop()
         batch = [wanted[number] for number in numbers]
-        # A causal LM's logits are as wide as its vocabulary: only those that are read are made.
-        kept = sorted({position for index in batch for position in rows[index][1]})
-        narrow = "logits_to_keep" in inspect.signature(reward_model.model.forward).parameters
+        # Only those logits are made that are read.
+        kept, narrow = sorted({position for index in batch for position in rows[index][1]}), _narrow(reward_model)
         settings = {"logits_to_keep": torch.tensor(kept, device=reward_model.model.device)} if narrow else {}
         logits = _run(reward_model, [rows[index][0] for index in batch], _fill(reward_model), **settings).logits
         place = {position: number for number, position in enumerate(kept)} if narrow else None
@@ -57,6 +56,31 @@ def score_positions(
                 there = there[:, [reward_model.words[1], reward_model.words[0]]]
             found[index] = tuple(_good(there).tolist())
     return found
+
+
+def flops_of(
+    reward_model: RewardModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int
+) -> tuple[list[float], float]:
+    """FLOPs of scoring each of some (token ids, positions) pairs, and those that their batches take on padding. Texts
+    without a position are not run."""
+    shape, narrow = reward_model.shape, _narrow(reward_model)
+    useful = [
+        shape.forward_sequence(len(ids), logits=len(set(positions)) if narrow else None) if positions else 0.0
+        for ids, positions in rows
+    ]
+    wanted = [index for index, (_, positions) in enumerate(rows) if positions]
+    executed = 0.0
+    for numbers in _batches([rows[index][0] for index in wanted], batch_size):
+        batch = [rows[wanted[number]] for number in numbers]
+        longest = max(len(ids) for ids, _ in batch)
+        kept = len({position for _, positions in batch for position in positions}) if narrow else None
+        executed += len(batch) * shape.forward_sequence(longest, logits=kept)
+    return useful, max(0.0, executed - sum(useful))
+
+
+def _narrow(reward_model: RewardModel) -> bool:
+    """Whether logits can be made at some positions alone: those of a causal LM are as wide as its vocabulary."""
+    return "logits_to_keep" in inspect.signature(reward_model.model.forward).parameters
 
 
 def _good(logits: Any) -> Any:

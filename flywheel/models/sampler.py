@@ -40,8 +40,8 @@ class TextSampler:
         return self._suits
 
     def prompt_flops(self, tokens: int) -> float:
-        """FLOPs of running a prompt once."""
-        return self._shape.forward_sequence(tokens)
+        """FLOPs of running a prompt once, with logits after its last token alone."""
+        return self._shape.forward_sequence(tokens, logits=1)
 
     def encode_prompt(self, text: str) -> list[int]:
         return self._language_model.encode_prompt(text)

@@ -162,8 +162,8 @@ class TextSession:
         return tuple(value for one in self._nodes[node].path() for value in one.log_probabilities)
 
     def prompt_flops(self, prompt: int) -> float:
-        """FLOPs of running a prompt once."""
-        return self._shape.forward_sequence(self._lengths[prompt])
+        """FLOPs of running a prompt once, with logits after its last token alone."""
+        return self._shape.forward_sequence(self._lengths[prompt], logits=1)
 
     def release(self, prompt: int) -> None:
         """Forget keys and values of this prompt's nodes; texts stay. Releasing twice is no error."""

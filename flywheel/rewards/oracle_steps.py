@@ -16,10 +16,10 @@ from flywheel.problems import countdown_grammar as grammar
 from flywheel.problems.countdown import Countdown
 from flywheel.records import Problem
 from flywheel.rewards.exact import Exact
-from flywheel.rewards.reward import Answer, Judgement, StepScores
+from flywheel.rewards.reward import Answer, Judgement, NoPadding, StepScores
 
 
-class OracleSteps:
+class OracleSteps(NoPadding):
     """Whole answers are judged by the checker, their steps by brute force."""
 
     name = "oracle_steps"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flywheel.models.reward_model import RewardModel, encode_steps, encode_text, prompt_text
-from flywheel.models.reward_scores import score_positions, score_texts
+from flywheel.models.reward_scores import flops_of, score_positions, score_texts
 from flywheel.problems.domain import Domain
 from flywheel.records import Problem
 from flywheel.rewards import form
@@ -30,6 +30,7 @@ class Outcome(NoSteps):
         self._domain = domain
         self._step_tag = step_tag
         self._batch_size = batch_size
+        self._padding = 0.0
         self.name = f"outcome({reward_model.snapshot[:12]})"
 
     def judge(
@@ -58,10 +59,16 @@ class Outcome(NoSteps):
         # Equal answers are run once, at the cost of the first.
         distinct = list(dict.fromkeys(rows))
         scores = dict(zip(distinct, self._score(distinct, should_stop), strict=True))
-        unpaid = {row: self._reward_model.shape.forward_sequence(len(row[0])) for row in distinct}
+        flops, padding = flops_of(self._reward_model, [(ids, (last,)) for ids, last in distinct], self._batch_size)
+        self._padding += padding
+        unpaid = dict(zip(distinct, flops, strict=True))
         for (group, index, canonical), row in zip(places, rows, strict=True):
             judged[group][index] = Judgement(scores[row], "judged", canonical, flops=unpaid.pop(row, 0.0))
         return judged
+
+    def take_padding(self) -> float:
+        taken, self._padding = self._padding, 0.0
+        return taken
 
     def _encode(self, problem: Problem, answer: Answer) -> tuple[tuple[int, ...], int | None]:
         """Token ids of question and answer, and where the score stands; None where there is no step to score."""

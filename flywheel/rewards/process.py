@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flywheel.models.reward_model import RewardModel, encode_steps, prompt_text
-from flywheel.models.reward_scores import score_positions
+from flywheel.models.reward_scores import flops_of, score_positions
 from flywheel.problems.domain import Domain
 from flywheel.records import Problem
 from flywheel.rewards import form
@@ -34,6 +34,7 @@ class Process:
         self._step_tag = step_tag
         self._how: Aggregate = how
         self._batch_size = batch_size
+        self._padding = 0.0
         self.name = f"process({reward_model.snapshot[:12]}, {how})"
 
     def judge(
@@ -73,6 +74,10 @@ class Process:
             found.append(scores or StepScores((0.0,) * sum(bool(step.strip()) for step in steps)))
         return found
 
+    def take_padding(self) -> float:
+        taken, self._padding = self._padding, 0.0
+        return taken
+
     def _score(
         self, partial: Sequence[tuple[Problem, Sequence[str]]], should_stop: Callable[[], None]
     ) -> list[StepScores | None]:
@@ -85,5 +90,7 @@ class Process:
             rows.append((tuple(ids), tuple(positions)))
         distinct = [row for row in dict.fromkeys(rows) if model.fits(row[0])]
         scores = dict(zip(distinct, score_positions(model, distinct, self._batch_size, should_stop), strict=True))
-        unpaid = {row: model.shape.forward_sequence(len(row[0])) for row in distinct if row[1]}
+        flops, padding = flops_of(model, distinct, self._batch_size)
+        self._padding += padding
+        unpaid = dict(zip(distinct, flops, strict=True))
         return [StepScores(scores[row], unpaid.pop(row, 0.0)) if row in scores else None for row in rows]

@@ -71,8 +71,18 @@ class Reward(Protocol):
     ) -> list[StepScores]:
         """Score the steps of answers so far, finished or not. Raises TypeError where `gives_steps` is false."""
 
+    def take_padding(self) -> float:
+        """FLOPs that a network's batches took on padding since this was last asked; they are no answer's own."""
 
-class NoSteps:
+
+class NoPadding:
+    """For rewards without a network."""
+
+    def take_padding(self) -> float:
+        return 0.0
+
+
+class NoSteps(NoPadding):
     """For rewards that know whole answers only."""
 
     name: str

@@ -154,8 +154,13 @@ def _check_ledger(files: Files, generation: Generation, expect: Any) -> None:
     where, lineage = f"{path} of {generation.name}", generation.lineage
     rows = [json.loads(line) for line in files.blobs[path].splitlines() if line]
     for row in rows:
-        expect(where, "columns of a line", sorted(row), sorted(LEDGER.names))
+        expect(where, "columns of a line", sorted({*row, "models"}), sorted(LEDGER.names))
         expect(where, "generation of a line", row["generation"], generation.number)
+        if row.get("models"):
+            own = json.loads(row["models"]).values()
+            told = {kind: math.isclose(sum(c[kind] for c in own), row[f"flops_{kind}"]) for kind in _FLOPS}
+            what = f"whether its models add up to the line of {row['stage']}"
+            expect(where, what, told, dict.fromkeys(_FLOPS, True))
     by_kind = {kind: math.fsum(row[f"flops_{kind}"] for row in rows) for kind in _FLOPS}
     by_stage = {
         stage: math.fsum(row[f"flops_{kind}"] for row in rows if row["stage"] == stage for kind in _FLOPS)

@@ -32,7 +32,20 @@ from storage.schemas import ANALYSES, EVALUATIONS, MATCHES, OUTCOMES
 from storage.tables import TableWriter, replace_folder, replace_text
 from tasks.boards import matches, networks
 from tasks.boards.matches import RANDOM, Pairing
-from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics, shard_report
+from tasks.stage import (
+    Hooks,
+    Report,
+    Stamp,
+    Units,
+    by_model,
+    cost_facts,
+    cost_of,
+    fingerprint,
+    models_of,
+    my_units,
+    numerics,
+    shard_report,
+)
 
 _SOURCES = (
     "flywheel.compute", "flywheel.evaluation", "flywheel.models.board_net", "flywheel.problems", "flywheel.records",
@@ -53,12 +66,14 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
     def look(number: int) -> None:
         start, unit = time.monotonic(), units[number]
         if isinstance(unit, Pairing):
-            played, cost = matches.play(params, layout, unit)
+            played, worked = matches.play(params, layout, unit)
             rows: list[dict[str, Any]] = []
             fact: dict[str, Any] = {"matches": played}
         else:
-            rows, cost, fact = measure(params, networks.load(params, layout.student), unit)
-        fact |= {"cost": cost_fact(cost), "seconds": time.monotonic() - start}
+            student = networks.load(params, layout.student)
+            rows, cost, fact = measure(params, student, unit)
+            worked = by_model((student.snapshot, cost))
+        fact |= {**cost_facts(worked), "seconds": time.monotonic() - start}
         work.write(number, rows, OUTCOMES, fact)
 
     facts = work.each(mine, [1] * len(units), hooks, look)
@@ -99,6 +114,7 @@ def finish(params: Params, layout: Layout) -> Report:
         "evaluate",
         params.generation,
         cost=cost_of(facts) + shown_cost,
+        models=by_model(*models_of(facts).items(), (snapshot, shown_cost)),
         seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
         rows_in=len(units),
         rows_out=len(outcomes) + len(played),

@@ -33,7 +33,20 @@ from storage.tables import TableWriter, replace_folder, write_table
 from tasks import models
 from tasks.boards import networks
 from tasks.curriculum import chosen
-from tasks.stage import Hooks, Report, Stamp, Units, cost_fact, cost_of, fingerprint, my_units, numerics, shard_report
+from tasks.stage import (
+    Hooks,
+    Report,
+    Stamp,
+    Units,
+    by_model,
+    cost_facts,
+    cost_of,
+    fingerprint,
+    models_of,
+    my_units,
+    numerics,
+    shard_report,
+)
 
 _SOURCES = (
     "flywheel.compute", "flywheel.models.board_net", "flywheel.problems", "flywheel.records", "flywheel.search",
@@ -48,11 +61,11 @@ def run_shard(params: Params, layout: Layout, shard: int, shards: int, hooks: Ho
 
     def play(number: int) -> None:
         start = time.monotonic()
-        games, searched, cost = _play(params, layout, units[number], hooks)
+        games, searched, worked = _play(params, layout, units[number], hooks)
         # Before the games' own table, whose name appearing is what makes the unit done.
         write_table(_searched(work, number), searched)
         won = sum(game.reward or 0.0 for game in games)
-        fact = {"cost": cost_fact(cost), "seconds": time.monotonic() - start, "won": won, "count": len(games)}
+        fact = {**cost_facts(worked), "seconds": time.monotonic() - start, "won": won, "count": len(games)}
         work.write(number, attempt_rows(games), ATTEMPTS, fact)
 
     facts = work.each(mine, [len(unit) for unit in units], hooks, play)
@@ -80,6 +93,7 @@ def finish(params: Params, layout: Layout) -> Report:
         "generate",
         params.generation,
         cost=cost_of(facts),
+        models=models_of(facts),
         seconds=sum(fact["seconds"] for fact in facts) + time.monotonic() - start,
         rows_in=sum(len(unit) for unit in units),
         rows_out=games.rows,
@@ -108,8 +122,8 @@ def _searched(work: Units, number: int) -> Path:
 
 def _play(
     params: Params, layout: Layout, problems: list[Problem], hooks: Hooks
-) -> tuple[list[Attempt], pa.Table, Cost]:
-    """A unit: `samples` games of each opening, all at once."""
+) -> tuple[list[Attempt], pa.Table, dict[str, Cost]]:
+    """A unit: `samples` games of each opening, all at once; the games, their positions, and what they took by model."""
     section, named = params.generate, models.teacher(layout)
     folder = layout.parent if named["kind"] == "champion" else Path(named["source"])
     net = networks.load(params, folder, named["snapshot"])
@@ -145,7 +159,8 @@ def _play(
         )
     ]  # fmt: skip
     games = _attempts(params, problems, openings.movers, played, ids, net.snapshot, search_params, flops)
-    return games, _table(played, ids, params.problems.size), Cost(policy=flops, tokens=len(played.positions.games))
+    worked = by_model((net.snapshot, Cost(policy=flops, tokens=len(played.positions.games))))
+    return games, _table(played, ids, params.problems.size), worked
 
 
 def _attempts(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from flywheel.compute import Cost
@@ -24,6 +25,7 @@ from flywheel.seeds import stream
 from storage.layout import Layout
 from storage.rows import read_problems
 from tasks.boards import networks
+from tasks.stage import by_model
 
 LARGEST_PERFECT = 5
 """The largest board on which the solver plays whole games at once."""
@@ -48,15 +50,22 @@ def plays_perfectly(params: Params) -> bool:
     return params.problems.size <= LARGEST_PERFECT and not params.problems.swap
 
 
-def play(params: Params, layout: Layout, pairing: Pairing) -> tuple[list[dict[str, Any]], Cost]:
-    """Rows of `matches` of one pairing, and what they took."""
+def play(params: Params, layout: Layout, pairing: Pairing) -> tuple[list[dict[str, Any]], dict[str, Cost]]:
+    """Rows of `matches` of one pairing, and what they took, by model: a perfect player is a solver, a random one
+    nothing, and neither takes FLOPs."""
     openings = read_problems(layout.problems, ["train"])
     openings = sorted(openings, key=lambda p: digest("match", p.problem_id))[: params.evaluate.openings]
+    names = pairing.one, pairing.other
     players = _player(params, layout, pairing.one), _player(params, layout, pairing.other)
     seed = stream(params.seed, "match", pairing.one, pairing.other)
     played = arena.play(*players, games_of(openings, params.problems.size, params.problems.swap), seed)
     rows = [match_row(params.generation, openings[game.opening], game, params.problems.size) for game in played]
-    return rows, Cost(policy=sum(player.flops for player in players))
+    worked = [
+        (networks.load(params, _folder(params, layout, name)).snapshot, Cost(policy=player.flops))
+        for name, player in zip(names, players, strict=True)
+        if name not in {PERFECT, RANDOM}
+    ]
+    return rows, by_model(*worked)
 
 
 def match_row(generation: int, opening: Problem, game: Game, size: int) -> dict[str, Any]:
@@ -79,12 +88,18 @@ def _player(params: Params, layout: Layout, who: str) -> Player:
         return _perfect(params.problems.size)
     if who == RANDOM:
         return RandomPlayer()
-    generation, _, budget = who.removeprefix("gen/").partition("@")
-    net = networks.load(params, layout.student if int(generation) == params.generation else layout.parent)
+    budget = who.partition("@")[2]
+    net = networks.load(params, _folder(params, layout, who))
     evaluate = board_net.evaluator(net)
     if not budget:
         return NetworkPlayer(who, evaluate, net.shape.flops)
     return SearchPlayer(who, evaluate, networks.playing(params, int(budget)), net.shape.flops)
+
+
+def _folder(params: Params, layout: Layout, who: str) -> Path:
+    """Where the network of a player lies."""
+    generation = who.removeprefix("gen/").partition("@")[0]
+    return layout.student if int(generation) == params.generation else layout.parent
 
 
 @lru_cache(maxsize=1)

@@ -35,7 +35,7 @@ from storage.layout import Layout
 from storage.schemas import SNAPSHOTS, TRAINED_ON
 from storage.tables import TableWriter, replace_folder
 from tasks.boards import networks
-from tasks.stage import Hooks, Report, Stamp, fingerprint, numerics, use_threads
+from tasks.stage import Hooks, Report, Spent, Stamp, by_model, fingerprint, numerics, use_threads
 
 _SOURCES = (
     "flywheel.compute", "flywheel.learning.board_training", "flywheel.learning.examples", "flywheel.models.board_net",
@@ -95,6 +95,7 @@ def run(params: Params, layout: Layout, hooks: Hooks) -> Report:
             "ones; look at why with the table `rejected`, then lower filter.threshold or play more games"
         )
     work = layout.work(generation) / f"train-{mark}"
+    spent = Spent(work / "seconds")
     training = board_training.train(
         net.model,
         net.shape,
@@ -103,9 +104,10 @@ def run(params: Params, layout: Layout, hooks: Hooks) -> Report:
         seed=stream(params.seed, generation, "train"),
         work=work,
         checkpoint_seconds=params.execution.checkpoint_seconds,
-        progress=hooks.progress,
+        progress=spent.telling(hooks.progress),
         should_stop=hooks.should_stop,
     )
+    elsewhere = spent.beyond()
     snapshot = _write(params, layout, net, window, training)
     shutil.rmtree(work, ignore_errors=True)
     losses = {"policy_loss": training.policy_loss, "value_loss": training.value_loss}
@@ -113,7 +115,8 @@ def run(params: Params, layout: Layout, hooks: Hooks) -> Report:
         "train",
         generation,
         cost=training.cost,
-        seconds=time.monotonic() - start,
+        models=by_model((snapshot, training.cost)),
+        seconds=time.monotonic() - start + elsewhere,
         rows_in=len(window.label_ids) + window.left_out,
         rows_out=len(window.label_ids),
         numerics=numerics(params.execution, alone=True),

@@ -16,7 +16,7 @@ from tests.storage.conftest import copy_of, made  # noqa: F401 (a fixture)
 HEAVY = {"dvc", "mlflow", "prefect", "torch", "transformers", "pandas", "matplotlib"}
 
 
-@pytest.mark.parametrize("command", ["history", "status", "query", "lineage"])
+@pytest.mark.parametrize("command", ["history", "ledger", "status", "query", "lineage"])
 def test_reading_commands_import_nothing_heavy(command: str, made: dict[int, Registry]) -> None:  # noqa: F811
     arguments = {"query": ["SELECT 1 AS one"], "lineage": ["gen/0/student"]}.get(command, [])
     script = (

@@ -123,7 +123,7 @@ def test_it_learns_what_it_is_shown(tmp_path: Path) -> None:
     assert training.policy_loss >= entropy
     assert training.value_loss < 0.02
     assert training.steps == 300
-    assert training.cost.training == 3 * SHAPE.flops * 64 * 150
+    assert training.cost.training == SHAPE.training_flops * 64 * 150
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -169,7 +169,7 @@ def test_the_average_of_the_weights_is_the_formula(tmp_path: Path) -> None:
 
 
 def test_training_flops_bound_the_passes(tmp_path: Path) -> None:
-    once = 3 * SHAPE.flops * 30
+    once = SHAPE.training_flops * 30
     for flops, passes in ((2.5 * once, 2), (0.1 * once, 1), (99 * once, 5)):
         training = run(fresh(), examples(30), tmp_path, params.Train(epochs=5, flops=flops, batch_size=30))
         assert training.epochs == passes

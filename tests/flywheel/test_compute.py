@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from flywheel.compute import Cost, DecoderShape
@@ -61,3 +64,31 @@ def test_costs_add_by_kind() -> None:
     total = one + one + Cost()
     assert total == Cost(2.0, 4.0, 8.0, 16.0, 32.0, 64)
     assert (total.useful, total.executed) == (30.0, 62.0)
+
+
+def test_logits_are_billed_where_they_are_made() -> None:
+    shape = DecoderShape(matrix_parameters=1000, layers=3, attention_width=16, head_parameters=400)
+    assert shape.forward_sequence(8, logits=1) == shape.forward_sequence(8) - 7 * 2 * 400
+    assert shape.forward_sequence(8, logits=8) == shape.forward_sequence(8)
+    assert shape.forward_sequence(3, start=9, logits=1) == 0.0
+
+
+@pytest.mark.slow
+def test_the_share_that_is_left_out_is_as_documented() -> None:
+    """To a tenth: another version of transformers may have other operations."""
+    from tests.flywheel import elementwise
+
+    text = (Path(__file__).resolve().parents[2] / "docs/compute.md").read_text(encoding="utf-8")
+    names = [*elementwise.DECODERS, *elementwise.BOARDS]
+    told = {name: re.findall(rf"^\| {name} \|(.*)\|$", text, re.MULTILINE) for name in names}
+    table = elementwise.table()
+    found = {name: re.findall(rf"^\| {name} \|(.*)\|$", table, re.MULTILINE) for name in names}
+
+    def numbers(rows: list[str]) -> list[float]:
+        (row,) = rows
+        return [float(number) for number in re.findall(r"[0-9.]+", row)]
+
+    for name in names:
+        assert numbers(found[name]) == pytest.approx(numbers(told[name]), rel=0.1), name
+    # What the page says of it in words.
+    assert numbers(found["width 384"])[0] < 1.0 < numbers(found["width 256"])[0]

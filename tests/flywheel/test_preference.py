@@ -221,7 +221,8 @@ def test_cost_by_hand(teach: Teach, some: list[Preference]) -> None:
     assert training.cost.training == pytest.approx(3 * forward)
     assert training.cost.policy == pytest.approx(2 * forward), "the reference's pass and the student's at the end"
     longest = model.shape.forward_sequence(max(lengths))
-    assert training.cost.padding == pytest.approx(3 * (20 * longest - forward))
+    again = 2.0 * model.shape.head_parameters * 20 * max(lengths)
+    assert training.cost.padding == pytest.approx((3 + 2) * (20 * longest - forward) + again)
     assert training.cost.tokens == sum(lengths)
 
 

@@ -129,6 +129,9 @@ class Counted:
         self.flops += sum(score.flops for score in scores)
         return scores
 
+    def take_padding(self) -> float:
+        return self._reward.take_padding()
+
 
 @pytest.fixture(scope="module")
 def problems(countdown: Countdown) -> list[Problem]:

@@ -198,10 +198,11 @@ def test_the_same_call_gives_the_same_bits() -> None:
     assert outcomes[0] == outcomes[1]
 
 
-def by_hand(model: LanguageModel, positions: range) -> float:
-    """FLOPs of feeding these positions, one by one."""
+def by_hand(model: LanguageModel, positions: range, whole: bool = True) -> float:
+    """FLOPs of feeding these positions, one by one, or, unless `whole`, at once with logits after the last alone."""
     shape = model.shape
-    return sum(
+    spared = 0 if whole else 2 * shape.head_parameters * (len(positions) - 1)
+    return -spared + sum(
         2.0 * shape.matrix_parameters + 4.0 * shape.layers * shape.attention_width * (position + 1)
         for position in positions
     )
@@ -212,7 +213,7 @@ def test_cost_counts_what_is_shared_once(config: Callable[[], Any], ending: Endi
     model = ending(config)
     session = opened(model)
     first = session.extend([request(n, name=i, limit=3) for n in range(5) for i in range(2)], never_stop)
-    assert session.cost().prefill == pytest.approx(sum(by_hand(model, range(len(prompt))) for prompt in PROMPTS))
+    assert session.cost().prefill == pytest.approx(sum(by_hand(model, range(len(prompt)), False) for prompt in PROMPTS))
     for segment in first:
         begun = len(PROMPTS[session._nodes[segment.node].prompt])
         assert segment.flops == pytest.approx(by_hand(model, range(begun, begun + segment.tokens - 1)))
@@ -255,12 +256,12 @@ def test_where_nothing_is_kept_it_is_run_again_and_counted() -> None:
     model = model_of(sliding)
     session = opened(model)
     first = session.extend([request(n, name=i, limit=3) for n in range(5) for i in range(2)], never_stop)
-    assert session.cost().prefill == pytest.approx(sum(by_hand(model, range(len(prompt))) for prompt in PROMPTS))
+    assert session.cost().prefill == pytest.approx(sum(by_hand(model, range(len(prompt)), False) for prompt in PROMPTS))
     second = session.extend(children(session, first, 2, limit=3), never_stop)
     for parent, pair in families(first, second, 2):
         depth = len(PROMPTS[session._nodes[parent.node].prompt]) + parent.tokens
         own = sum(by_hand(model, range(depth, depth + one.tokens - 1)) for one in pair)
-        assert sum(one.flops for one in pair) == pytest.approx(by_hand(model, range(depth)) + own)
+        assert sum(one.flops for one in pair) == pytest.approx(by_hand(model, range(depth), False) + own)
     assert session.cost().policy == pytest.approx(sum(segment.flops for segment in [*first, *second]))
 
 

@@ -223,6 +223,9 @@ class Scored:
             for _, steps in partial
         ]
 
+    def take_padding(self) -> float:
+        return 0.0
+
 
 def forest(seed: int, depth: int, branches: int, early: float = 0.0) -> Table:
     """A random table: `depth` lines of one letter, then the end; `early` is the chance to end after any line. No letter

@@ -220,7 +220,7 @@ def test_the_student_learns_the_window_and_says_of_what(board: Layout) -> None:
     student = board_net.load(board.student)
     assert {row["snapshot"] for row in learned} == {student.snapshot}
     assert student.snapshot != board_net.load(board.parent).snapshot
-    assert report.cost.training == 3 * student.shape.flops * len(kept) * 2
+    assert report.cost.training == student.shape.training_flops * len(kept) * 2
     before = board.student.joinpath("model.safetensors").read_bytes()
     assert train.run(recipe(), board).reused
     (board.work(1) / "train.json").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from flywheel.errors import FlywheelError, Interrupted
 from storage.layout import Layout
 from storage.schemas import LEDGER
 from tasks import generate, stage
-from tasks.stage import Report, Stamp, cost_fact, cost_of, fingerprint, folder_digest, main, my_units, sources_digest
+from tasks.stage import Report, Stamp, cost_of, fingerprint, folder_digest, main, my_units, sources_digest
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_a_report_is_a_ledger_row() -> None:
 def test_costs_kept_with_units_add_up() -> None:
     costs = [Cost(policy=1.5, tokens=2), Cost(prefill=3.0, padding=0.25)]
     total = Cost(policy=1.5, prefill=3.0, padding=0.25, tokens=2)
-    assert cost_of([{"cost": cost_fact(cost)} for cost in costs]) == total
+    assert cost_of([{"cost": asdict(cost)} for cost in costs]) == total
     assert cost_of([]) == Cost()
 
 
