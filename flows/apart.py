@@ -1,20 +1,29 @@
-"""A stage's module as a child process, which a stop request can end at any moment."""
+"""A module as a child process that a stop request can end at any moment, and that ends with its parent.
+
+`python -m flows.apart PARENT MODULE ARGUMENTS` is such a child. The kernel ends it when the thread that started it ends
+(Linux means the thread), and that thread waits in `run_module`. So a whole tree of them falls with its root, be it by
+SIGKILL; what else the children started is told by its own pipes.
+"""
 
 from __future__ import annotations
 
 import os
-import signal
+import runpy
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-from flows import stop
+from flows import processes, stop
+from flows.processes import Process
+from flows.serve_api import end_with
 from flywheel.errors import FlywheelError, InputError
 
 _POLL_SECONDS = 0.1
 _END_SECONDS = 10.0
+"""Until SIGKILL. One that waits for a child of its own may need longer; then the kernel ends that child with it."""
+_LAST_WORDS_SECONDS = 2.0
 _LINES_SHOWN = 20
 
 
@@ -26,7 +35,7 @@ def run_module(module: str, *arguments: str, root: Path, environment: dict[str, 
     """
     child = subprocess.Popen(
         # -P: the folders of a registry must not stand in for Python packages of the same name.
-        [sys.executable, "-P", "-m", module, *arguments],
+        [sys.executable, "-P", "-m", "flows.apart", str(os.getpid()), module, *arguments],
         cwd=root,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -38,28 +47,29 @@ def run_module(module: str, *arguments: str, root: Path, environment: dict[str, 
     )
     assert child.stderr is not None
     stderr, said = child.stderr, list[str]()
-    reader = threading.Thread(target=lambda: said.extend(stderr), daemon=True)
+
+    def listen() -> None:
+        with stderr:
+            said.extend(stderr)
+
+    reader = threading.Thread(target=listen, daemon=True)
     reader.start()
     try:
         while child.poll() is None:
             stop.check()
             time.sleep(_POLL_SECONDS)
     finally:
-        _end(child)
-        reader.join()
-        stderr.close()
+        # Also of a child that has ended: what it left behind in its group.
+        processes.stop(Process(child.pid, None), _END_SECONDS)
+        child.wait()
+        # A process in a session of its own may hold the pipe for longer.
+        reader.join(_LAST_WORDS_SECONDS)
     if child.returncode:
         kind = InputError if child.returncode == InputError.exit_code else FlywheelError
         raise kind(f"{what} ended with {child.returncode}: {''.join(said[-_LINES_SHOWN:]).strip()}")
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    """End what is left of a child's group."""
-    for number, patience in ((signal.SIGTERM, _END_SECONDS), (signal.SIGKILL, None)):
-        if child.poll() is not None:
-            return
-        os.killpg(child.pid, number)
-        try:
-            child.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+if __name__ == "__main__":
+    end_with(int(sys.argv[1]))
+    sys.argv = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

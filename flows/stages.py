@@ -105,7 +105,7 @@ def _run_shards(stage: str, layout: Layout, params: Params, tracker: Tracker) ->
             tracker.step(Step(params.generation, stage, finished, shards))
 
         pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=execution.workers)
-        with pool as runner:
+        with pool as runner, stop.at_termination():
             shard_task = one_shard_apart.with_options(retries=execution.retries)
             futures: list[PrefectFuture[Any]] = [
                 runner.submit(shard_task, {"stage": stage, "root": str(layout.root), "shard": shard, "shards": shards,

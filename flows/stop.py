@@ -18,7 +18,20 @@ _requested = threading.Event()
 def check() -> None:
     """Raise Interrupted once a stop has been asked for."""
     if _requested.is_set():
-        raise Interrupted("stopped on request; finished work is kept, and `flywheel run` goes on from there")
+        raise Interrupted("stopped on request; finished work is kept, and the same command goes on from there")
+
+
+@contextmanager
+def at_termination() -> Iterator[None]:
+    """Make a stop request of what ends the main thread while inside, so that threads it waits for end too. Prefect's
+    flows turn SIGTERM into such an exception, whatever handler there was."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        _requested.set()
+        raise
 
 
 @contextmanager

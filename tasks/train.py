@@ -129,7 +129,6 @@ def _train(
     how: dict[str, Any] = {
         "fill": start_model.fill_id,
         "checkpoint_seconds": params.execution.checkpoint_seconds,
-        "progress": hooks.progress,
         "should_stop": hooks.should_stop,
     }
     processes, spent = params.execution.training_processes, Spent(work / "seconds")
@@ -143,19 +142,29 @@ def _train(
         work=work / "labels",
         until_stale=params.generation == 0,
         epochs=_passes(params, window.examples, start_model),
-        **how | {"progress": spent.telling(hooks.progress)},
+        progress=spent.telling(hooks.progress),
+        **how,
     )
     elsewhere = spent.beyond(processes)
     if params.train.preference == "none" or params.generation == 0:
         return training, elsewhere
+    # Seconds of its own, as one process alone learns from pairs.
+    spent = Spent(work / "seconds-pairs")
     pairs = preferences(params, layout, start_model)
     if not pairs:
         return training, elsewhere
     preferred = preference.train(
-        start_model.model, start_model.tokenizer, pairs, params.train, seed=seed, work=work / "pairs", **how
+        start_model.model,
+        start_model.tokenizer,
+        pairs,
+        params.train,
+        seed=seed,
+        work=work / "pairs",
+        progress=spent.telling(hooks.progress),
+        **how,
     )
     both = replace(training, steps=training.steps + preferred.steps, cost=training.cost + preferred.cost)
-    return both, elsewhere
+    return both, elsewhere + spent.beyond()
 
 
 def _passes(params: Params, examples: Examples, model: LanguageModel) -> int | None:
