@@ -159,12 +159,17 @@ def replace_folder(new: Path, target: Path, scratch: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file by temporary name, flush and rename: a reader sees the old text or the new."""
+    """Write a small file of text; as `replace_bytes`."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a small file by temporary name, flush and rename: a reader sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from flows.plain import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,28 +29,15 @@ def show(as_json: bool, document: Any, text: str) -> None:
 
 def print_json(document: Any) -> None:
     """One document on stdout."""
-    typer.echo(json.dumps(_plain(document), indent=1, default=_told, allow_nan=False))
+    typer.echo(json_text(document, indent=1))
 
 
 def print_json_rows(rows: Any) -> None:
     """A list, written as it is read."""
     typer.echo("[", nl=False)
     for index, row in enumerate(rows):
-        typer.echo((",\n " if index else "") + json.dumps(_plain(row), default=_told, allow_nan=False), nl=False)
+        typer.echo((",\n " if index else "") + json_text(row), nl=False)
     typer.echo("]")
-
-
-def _plain(value: Any) -> Any:
-    """The value with null for what JSON has no number for: not a number, and the infinities."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _told(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def table(rows: list[dict[str, str]], names: list[str] | None = None) -> None:
