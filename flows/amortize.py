@@ -145,9 +145,12 @@ def amortized(
     return document(read(registry, rows), target, draws)
 
 
-def document(held: Measured, target: float | None = None, draws: int = DRAWS) -> dict[str, Any]:
-    """`amortized` of what was read."""
-    weights = resampled(held.groups, draws, seeds.generator(0, "amortization"))
+def document(
+    held: Measured, target: float | None = None, draws: int = DRAWS, weights: Floats | None = None
+) -> dict[str, Any]:
+    """`amortized` of what was read; `weights` [1 + draws, problems] where the bootstrap is the caller's own."""
+    if weights is None:
+        weights = resampled(held.groups, draws, seeds.generator(0, "amortization"))
     first, student = held.models[0], held.models[held.student]
     wanted = common_target(student, first, weights) if target is None else np.full(len(weights), target)
     ways = [reaching(model, weights, wanted) for model in held.models]

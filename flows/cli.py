@@ -20,11 +20,13 @@ from flows.commands import (
     comparing,
     data,
     measuring,
+    planning,
     proving,
     reading,
     remotes,
     replaying,
     running,
+    scaling,
     services,
     studies,
 )
@@ -47,6 +49,8 @@ COMMANDS = (
     data.export,
     boards.play, boards.arena, boards.strength,
     measuring.control, measuring.compare, studies.searchers, studies.rewards,
+    scaling.sweep, scaling.fit,
+    planning.plan,
     services.doctor,
 )  # fmt: skip
 """In the order that `--help` lists them; a command is called as its function is."""

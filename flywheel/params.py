@@ -123,7 +123,7 @@ def parse(values: dict[str, Any], source: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([_explain(e) for e in error.errors()], source) from None
+        raise ConfigError([explained(e) for e in error.errors()], source) from None
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Params:
@@ -196,21 +196,21 @@ def _deep_copy(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _deep_copy(value) if isinstance(value, dict) else value for key, value in values.items()}
 
 
-def _explain(error: Any) -> str:
+def explained(error: Any, model: type[BaseModel] = Params) -> str:
+    """One error of pydantic's about values of a model, in words."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _keys(tuple(error["loc"][:-1]))
+        known = _keys(tuple(error["loc"][:-1]), model)
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}" if known else ""
+        return f"{where}: unknown key" + (f"; {hint}" if hint else "")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in {"value_error", "missing"}:
         return f"{where}: {message}" if where else message
     return f"{where}: got {error['input']!r}; {message[0].lower() + message[1:]}"
 
 
-def _keys(location: tuple[Any, ...]) -> list[str]:
-    model: type[BaseModel] = Params
+def _keys(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     for part in location:
         annotation = model.model_fields[part].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -98,6 +98,11 @@ def presets() -> list[str]:
     return [DEFAULT_PRESET, *sorted(found - {DEFAULT_PRESET})]
 
 
+def sweeps_folder() -> Path:
+    """Where the shipped sweeps lie."""
+    return _folder() / "presets" / "sweeps"
+
+
 def preset_for(preset: str, overrides: list[str]) -> str:
     """The preset to begin with: who asks for Hex and names none means the one for Hex."""
     if preset == DEFAULT_PRESET and "problems.domain=hex" in overrides:

@@ -14,6 +14,7 @@ from flows.commands.options import DEFAULT_REGISTRY, Json, Overrides, Preset, Re
 from flywheel.errors import InputError
 
 if TYPE_CHECKING:
+    from flows.sweeps.plan_file import Orders
     from storage.registry import Registry
 
 
@@ -32,6 +33,15 @@ def run(
     trust: Annotated[
         bool, typer.Option("--trust", help="In a clone: let its params name code to run, from now on.")
     ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of `flywheel plan --out`: generations up to its number; as many samples a problem in label search "
+            "as brought most labels a FLOP among the newest attempts, or before any as it says. A new registry takes "
+            "model and recipe too.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run generations beyond the last published one; makes the registry if there is none, goes on with one cut off."""
@@ -42,14 +52,34 @@ def run(
     from storage import trust as trusting
     from storage.registry import Registry
 
+    orders, changes = None, set_ or []
+    if plan is not None:
+        from flows.sweeps import plan_file
+
+        orders = plan_file.read(plan)
     if registry.exists() and any(registry.iterdir()):
         opened = Registry.open(registry)
         _check_preset(opened, preset)
+        if orders is not None:
+            samples, why = _label_search(opened, orders)
+            typer.echo(why, err=True)
+            changes = [f"generate.samples={samples}", *changes]
         if trust:
             trusting.trust(opened)
-        trusting.require(opened, params.load(opened.layout.params, set_))
+        trusting.require(opened, params.load(opened.layout.params, changes))
     else:
-        opened = make(registry, preset or "countdown", set_ or [])
+        if orders is not None:
+            changes = [*orders.overrides_for_new(preset), *changes]
+            preset = orders.preset
+        opened = make(registry, preset or "countdown", changes)
+    if orders is not None and generations is None:
+        generations = orders.left(opened.head_generation())
+        if generations == 0:
+            done = {"registry": str(opened.root), "generations": []}
+            output.show(
+                as_json, done, f"{opened.root} has the generations that the plan asks for: {orders.generations}."
+            )
+            return
     out, notes = output.console(), output.console(stderr=True)
     with lock.hold(opened, "run"), stop.on_signals():
         quiet_prefect()
@@ -60,7 +90,7 @@ def run(
 
             terminal = display.Terminal(out, notes, quiet_rows=as_json)
             with terminal.showing(), progress.listening(terminal):
-                rows = campaign(str(opened.root), generations, set_ or [])
+                rows = campaign(str(opened.root), generations, changes)
     if as_json:
         output.print_json({"registry": str(opened.root), "generations": rows})
         return
@@ -88,6 +118,23 @@ def make(registry: Path, preset: str, overrides: list[str]) -> Registry:
 
     preset = recipes.preset_for(preset, overrides)
     return Registry.init(registry, recipes.recipe(preset, overrides), recipes.recipe_text(), preset)
+
+
+def _label_search(opened: Registry, orders: Orders) -> tuple[int, str]:
+    """Samples a problem for a registry's next generation that follows a plan, and why. Raises InputError for a model of
+    another size."""
+    from flows.sweeps import label_budget
+    from flywheel import params
+
+    held = params.load(opened.layout.params)
+    orders.require(held)
+    found = label_budget.newest(opened, held.filter.threshold, held.filter.per_problem)
+    if found is None:
+        return (
+            orders.samples,
+            f"no attempts to learn from yet: the next search draws {orders.samples}, as the plan says",
+        )
+    return found.follow(orders.samples)
 
 
 def _check_preset(opened: Registry, preset: str | None) -> None:

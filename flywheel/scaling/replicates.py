@@ -54,13 +54,14 @@ def seed_means(
 
 
 def percentiles(value: float, drawn: Sequence[float]) -> Interval:
-    """The 2.5th and 97.5th percentile of the draws, beside the value of the data. InputError for fewer than two."""
+    """The 2.5th and 97.5th percentile of the draws, beside the value of the data. Without interpolation, which infinite
+    draws would not bear. InputError for fewer than two."""
     if len(drawn) < 2:
         raise InputError(
             f"got {len(drawn)} draws whose fit is identified, expected two or more; add runs, seeds or a longer range "
             "of compute"
         )
-    low, high = np.quantile(np.asarray(drawn, dtype=np.float64), (0.025, 0.975)).tolist()
+    low, high = np.quantile(np.asarray(drawn, dtype=np.float64), (0.025, 0.975), method="inverted_cdf").tolist()
     return Interval(value, low, high, len(drawn))
 
 

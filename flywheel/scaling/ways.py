@@ -126,3 +126,17 @@ def resampled(groups: Sequence[str], draws: int, generator: np.random.Generator)
     count = int(member.max()) + 1
     times = generator.multinomial(count, np.full(count, 1.0 / count), size=draws)
     return np.vstack([np.ones(len(member)), times[:, member]]).astype(np.float64)
+
+
+def resampled_with_seeds(groups: Sequence[str], seeds: int, draws: int, generator: np.random.Generator) -> Floats:
+    """As `resampled`, [1 + draws, seeds * problems], of problems that each training seed meets: `groups` of one seed's.
+
+    Groups and seeds are resampled each by itself, and a cell counts as often as both say (Owen 2007, *The pigeonhole
+    bootstrap*); of n seeds n - 1 are drawn, as in `flywheel.scaling.replicates`. One seed stays as it is.
+    """
+    weights = resampled(groups, draws, generator)
+    if seeds == 1:
+        return weights
+    taken = generator.multinomial(seeds - 1, np.full(seeds, 1.0 / seeds), size=draws) * (seeds / (seeds - 1))
+    whole = np.concatenate([np.ones((1, seeds)), taken])
+    return (whole[:, :, None] * weights[:, None, :]).reshape(1 + draws, -1)

@@ -20,6 +20,7 @@ from flywheel.scaling.frontier import (
     resample_seeds,
     seed_rows,
 )
+from flywheel.scaling.uncertainty import interval_of
 
 SLOPE, SIZE_SLOPE, OFFSET = 510.0, -430.0, -4400.0
 PLATEAU_SLOPE, PLATEAU_OFFSET = -270.0, 570.0
@@ -301,3 +302,13 @@ def test_one_seed_everywhere_tells_nothing_of_seeds() -> None:
 def test_percentiles_are_those_of_the_draws() -> None:
     got = percentiles(3.0, [float(number) for number in range(1001)])
     assert (got.value, got.low, got.high, got.count) == (3.0, 25.0, 975.0, 1001)
+
+
+@pytest.mark.parametrize("infinite", [0, 1, 3, 40])
+def test_percentiles_bear_infinite_draws_and_are_those_of_the_other_intervals(infinite: int) -> None:
+    """A slope near 0 makes the compute factor infinite in some draws."""
+    drawn = [*np.random.default_rng(0).normal(5.0, 2.0, 100 - infinite).tolist(), *[np.inf] * infinite]
+    got = percentiles(5.0, drawn)
+    assert got == interval_of(5.0, np.array(drawn))
+    assert [got.low, got.high] == [sorted(drawn)[2], sorted(drawn)[97]]
+    assert np.isinf(got.high) == (infinite >= 3)

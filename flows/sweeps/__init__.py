@@ -1,0 +1,1 @@
+"""Sweeps: campaigns over model sizes, training compute and seeds, and the one table of what came of them."""
