@@ -51,6 +51,19 @@ def ramp(count: int) -> list[str]:
     return [to_hex(colormaps["viridis"](_PALEST * number / max(1, count - 1))) for number in range(count)]
 
 
+def scale(columns: list[Any], values: list[float], name: str) -> None:
+    """A bar beside the last of the axes that says which of `ramp`'s colours stands for which of some rising values."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    steps = [*range(len(values) + 1)]
+    mapped = ScalarMappable(BoundaryNorm(steps, len(values)), ListedColormap(ramp(len(values))))
+    shown = range(0, len(values), max(1, len(values) // 8))
+    bar = columns[-1].figure.colorbar(mapped, ax=columns, ticks=[at + 0.5 for at in shown], label=name, aspect=30)
+    bar.ax.set_yticklabels([f"{values[at]:g}" for at in shown])
+    bar.outline.set_visible(False)
+
+
 def log_axis(axis: Any) -> None:
     """Powers of ten, written as 10^n."""
     from matplotlib.ticker import LogFormatterMathtext, LogLocator

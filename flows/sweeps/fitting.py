@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from flows.plain import json_text
 from flows.sweeps import (
     contest,
+    hex_document,
     hex_figures,
     hex_fits,
     markdown,
@@ -25,7 +26,7 @@ from flows.sweeps import (
     text_page,
 )
 from flywheel.errors import InputError
-from storage.tables import replace_text
+from storage.tables import replace_text, write_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Fitted:
 
 
 def fit(folder: Path, out: Path, draws: int, family: str | None = None) -> Fitted:
-    """Fit and draw; `fits.json` and the figures go to `out`. `family` chooses among several of texts. Raises InputError
-    for a folder without tables, and for what the fits cannot do without."""
+    """Fit and draw; `fits.json`, the figures and for boards `ratings.parquet` go to `out`. `family` chooses among
+    several of texts. Raises InputError for a folder without tables, and for what the fits cannot do without."""
     if not (folder / "results.parquet").is_file():
         raise InputError(f"there is no {folder}/results.parquet; `flywheel sweep` makes one, give its folder")
     domains = set(pc.unique(results.read(folder)["domain"]).to_pylist())
@@ -67,6 +68,7 @@ def _contest(folder: Path, draws: int) -> Fitted:
 def _hex(folder: Path, out: Path, draws: int) -> Fitted:
     found = hex_fits.fit(folder, draws)
     hex_figures.draw(found, out)
+    write_table(out / "ratings.parquet", hex_document.ratings(found))
     return Fitted(hex_fits.as_dict(found), lambda pictures: page.hex_section(found, pictures))
 
 
@@ -80,7 +82,7 @@ def _with_amortization(fitted: Fitted, folder: Path, out: Path, draws: int) -> F
     cells = paying.paid(folder, draws)
     paying.draw(cells, out)
     return Fitted(
-        fitted.document | {"amortization": [dataclasses.asdict(each) for each in cells]},
+        fitted.document | {"amortization": [each.as_dict() for each in cells]},
         lambda pictures: f"{fitted.section(pictures)}\n\n{page.amortization_section(cells, pictures)}",
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from flywheel.evaluation.intervals import Interval
 from flywheel.scaling.frontier import Frontier, FrontierIntervals
@@ -25,10 +26,6 @@ def as_dict(fits: HexFits) -> dict[str, Any]:
             {
                 "family": each.family, "size": each.size, "anchor": each.anchor, "perfect_play": each.solved,
                 "games": each.games,
-                "players": [
-                    {**row, "elo": round(float(each.elo[0, k]), 1), **_bounds(each.elo[1:, k])}
-                    for k, row in enumerate(each.rows)
-                ],
             }
             for each in fits.rated
         ],
@@ -56,6 +53,28 @@ def as_dict(fits: HexFits) -> dict[str, Any]:
     return document
 
 
+RATINGS = pa.schema(
+    [
+        ("family", pa.string()), ("size", pa.int64()), ("player", pa.string()), ("run", pa.string()),
+        ("cell", pa.string()), ("seed", pa.int64()), ("held_back", pa.bool_()), ("generation", pa.int64()),
+        ("snapshot", pa.string()), ("parameters", pa.int64()), ("budget", pa.int64()), ("label_flops", pa.float64()),
+        ("train_flops", pa.float64()), ("test_flops", pa.float64()), ("elo", pa.float64()), ("low", pa.float64()),
+        ("high", pa.float64()),
+    ]
+)  # fmt: skip
+"""`train_flops` is of label search and training up to the snapshot, `test_flops` a move's; intervals over openings."""
+
+
+def ratings(fits: HexFits) -> pa.Table:
+    """Elo of every player, a row each."""
+    rows = [
+        {**row, "family": each.family, "size": each.size, "elo": float(each.elo[0, k]), **_bounds(each.elo[1:, k])}
+        for each in fits.rated
+        for k, row in enumerate(each.rows)
+    ]
+    return pa.Table.from_pylist(rows, schema=RATINGS)
+
+
 def _frontier_dict(fitted: Frontier, intervals: FrontierIntervals | None) -> dict[str, Any]:
     held = fitted.points
     return {
@@ -77,7 +96,7 @@ def _frontier_dict(fitted: Frontier, intervals: FrontierIntervals | None) -> dic
 
 def _bounds(drawn: _Floats) -> dict[str, float]:
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return {"low": round(low, 1), "high": round(high, 1)}
+    return {"low": low, "high": high}
 
 
 def _intervals(intervals: FrontierIntervals | TradeoffIntervals | None) -> dict[str, Any] | None:

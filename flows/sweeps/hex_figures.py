@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flows.figures import GREY
-from flows.sweeps.drawing import drawing, log_axis, look, ramp
+from flows.sweeps.drawing import drawing, log_axis, look, ramp, scale
 from flows.sweeps.hex_fits import HexFits, Rated
 
 _LINES = ("--", ":")
@@ -63,21 +63,22 @@ def _board(axes: Any, fits: HexFits, each: Rated, budget: int, colour: str, mark
 
 
 def _tradeoffs(fits: HexFits, path: Path) -> Path:
+    every = sorted({level for line, _ in fits.tradeoffs.values() for level in line.pairs.levels.tolist()})
+    colours = dict(zip(every, ramp(len(every)), strict=True))
     with drawing(path, columns=len(fits.tradeoffs), width=3.9, height=3.9) as columns:
         for axes, (size, (line, _)) in zip(columns, fits.tradeoffs.items(), strict=True):
-            levels = sorted(set(line.pairs.levels.tolist()))
-            for level, colour in zip(levels, ramp(len(levels)), strict=True):
+            for level in sorted(set(line.pairs.levels.tolist())):
                 mine = line.pairs.levels == level
                 train, test = line.pairs.train_flops[mine], line.pairs.test_flops[mine]
-                axes.plot(train, test, "o", color=colour, ms=4, label=f"{level:.0f}")
+                axes.plot(train, test, "o", color=colours[level], ms=4)
                 ends = np.array([train.min(), train.max()])
-                axes.plot(ends, line.predict(ends, level), color=colour, lw=1.3)
+                axes.plot(ends, line.predict(ends, level), color=colours[level], lw=1.3)
             axes.set_xscale("log")
             axes.set_yscale("log")
             log_axis(axes.xaxis)
             log_axis(axes.yaxis)
             axes.set_title(f"{size}x{size}: slope {line.slope:.2f}", fontsize=9.5, loc="left")
             axes.set_xlabel("training FLOPs")
-            axes.legend(frameon=False, fontsize=7.5, title="Elo", title_fontsize=7.5, ncols=1 + len(levels) // 8)
         columns[0].set_ylabel("FLOPs a move at play")
+        scale(columns, every, "Elo")
     return path.with_suffix(".svg")

@@ -195,27 +195,56 @@ def _fit_tradeoff(fits: HexFits, each: Rated, draws: int, seed: int) -> None:
         fits.reasons[f"intervals of the {name}"] = str(error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """How the points of a variant are made."""
+
+    name: str
+    rated: Sequence[Rated]
+    saturation: float = frontier.SATURATION
+    flops: str = "train_flops"
+    lowered: float = 0.0
+    cell: str | None = None
+
+
 def _variants(boards: str, rated: list[Rated], budget: int) -> list[Variant]:
     """What the slope would be by other choices; those that identify none are left out."""
-    choices: list[tuple[str, float, str, float]] = [
-        ("as above", frontier.SATURATION, "train_flops", 0.0),
-        ("below -100 Elo", -100.0, "train_flops", 0.0),
-        ("below -200 Elo", -200.0, "train_flops", 0.0),
-        ("label search alone counted as training", frontier.SATURATION, "label_flops", 0.0),
+    choices = [
+        _Choice("as above", rated),
+        _Choice("below -100 Elo", rated, saturation=-100.0),
+        _Choice("below -200 Elo", rated, saturation=-200.0),
+        _Choice("label search alone counted as training", rated, flops="label_flops"),
     ]
     if not all(each.solved for each in rated):
         choices += [
-            (f"boards without perfect play {lowered:.0f} Elo lower", frontier.SATURATION, "train_flops", lowered)
+            _Choice(f"boards without perfect play {lowered:.0f} Elo lower", rated, lowered=lowered)
             for lowered in LOWERED
         ]
+    if boards == ALL or all(each.solved for each in rated):
+        choices += [
+            _Choice(f"{one.size}x{one.size} and {other.size}x{other.size} alone", (one, other))
+            for one, other in itertools.pairwise(rated)
+        ]
+        shared = [(cell, [each for each in rated if cell in _cells(each)]) for cell in _cells(*rated)]
+        cell, having = max(shared, key=lambda each: len(each[1]))
+        where = ", ".join(f"{each.size}x{each.size}" for each in having)
+        choices.append(_Choice(f"one network for all, {cell}, on {where}", having, cell=cell))
     found = []
-    for name, saturation, flops, lowered in choices:
+    for choice in choices:
+        points = _points(choice.rated, budget, 0, choice.flops, choice.lowered, choice.cell)
         try:
-            fitted = frontier.fit_frontier(_points(rated, budget, 0, flops, lowered), saturation)
+            fitted = frontier.fit_frontier(points, choice.saturation)
         except InputError:
             continue
-        found.append(Variant(budget, boards, name, fitted.slope, fitted.compute_factor, int(fitted.used.sum())))
+        used = int(fitted.used.sum())
+        found.append(Variant(budget, boards, choice.name, fitted.slope, fitted.compute_factor, used))
     return found
+
+
+def _cells(*rated: Rated) -> list[str]:
+    """Cells that are not held back, the largest networks last."""
+    held = {row["cell"]: row["parameters"] for each in rated for row in each.rows if not row["held_back"]}
+    return sorted(held, key=lambda cell: int(held[cell]))
 
 
 def _rated(
@@ -266,9 +295,21 @@ def _strongest(held: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _points(rated: Sequence[Rated], budget: int, draw: int, flops: str = "train_flops", lowered: float = 0.0) -> Points:
-    """`lowered`: by how many Elo boards without perfect play are."""
-    chosen = [(each, k) for each in rated for k in each.select(budget).tolist()]
+def _points(
+    rated: Sequence[Rated],
+    budget: int,
+    draw: int,
+    flops: str = "train_flops",
+    lowered: float = 0.0,
+    cell: str | None = None,
+) -> Points:
+    """`lowered`: by how many Elo boards without perfect play are; `cell`: this one alone."""
+    chosen = [
+        (each, k)
+        for each in rated
+        for k in each.select(budget).tolist()
+        if cell is None or each.rows[k]["cell"] == cell
+    ]
     rows = [each.rows[k] for each, k in chosen]
     return Points(
         np.array([each.size for each, _ in chosen], np.int64),

@@ -34,6 +34,11 @@ class Paid:
     document: dict[str, Any]
     """As `flows.amortize.document` gives it."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON, without the curves, which follow from the rest."""
+        told = {name: value for name, value in self.document.items() if name != "curves"}
+        return {"family": self.family, "cell": self.cell, "seeds": self.seeds, **told}
+
 
 def paid(folder: Path, draws: int) -> list[Paid]:
     """Of every cell that is not held back and whose generation 0 solves anything, in the table's order."""
@@ -55,7 +60,7 @@ def paid(folder: Path, draws: int) -> list[Paid]:
 
 
 def draw(cells: list[Paid], out: Path) -> Path | None:
-    """The figure of the cell whose last generation is right most often, SVG and PNG; None without cells."""
+    """The figure of one cell, SVG and PNG; None without cells."""
     if not cells:
         return None
     best = shown(cells)
@@ -66,8 +71,9 @@ def draw(cells: list[Paid], out: Path) -> Path | None:
 
 
 def shown(cells: list[Paid]) -> Paid:
-    """Which cell is drawn."""
-    return max(cells, key=lambda each: float(each.document["rows"][-1]["accuracy"]["value"]))
+    """Which cell is drawn: of the last family, the largest board, the one that is right most often at once."""
+    last = [each for each in cells if each.family == cells[-1].family]
+    return max(last, key=lambda each: float(each.document["rows"][-1]["accuracy"]["value"]))
 
 
 def _measured(rows: list[dict[str, Any]], groups: list[str]) -> tuple[Measured | None, int]:
