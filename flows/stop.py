@@ -27,10 +27,10 @@ def at_termination() -> Iterator[None]:
     flows turn SIGTERM into such an exception, whatever handler there was."""
     try:
         yield
-    except Exception:
-        raise
-    except BaseException:
-        _requested.set()
+    except BaseException as ended:
+        # An ordinary error ends this flow alone, not what runs beside it.
+        if not isinstance(ended, Exception):
+            _requested.set()
         raise
 
 

@@ -36,7 +36,7 @@ def document(outlook: Outlook, advice: Advice) -> dict[str, Any]:
     question, choice = advice.question, advice.choice
     reached = isinstance(choice, Plan)
     costs, law = outlook.costs, outlook.fitted.law
-    return plain(  # type: ignore[no-any-return]
+    told: dict[str, Any] = plain(
         {
             "sentence": sentence(advice),
             "sweep": outlook.table.sweep,
@@ -56,6 +56,7 @@ def document(outlook: Outlook, advice: Advice) -> dict[str, Any]:
             "remarks": remarks(outlook, advice),
         }
     )
+    return told
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

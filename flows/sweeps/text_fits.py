@@ -92,7 +92,7 @@ class TextFits:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON: numbers that are none are null."""
-        intervals = _coefficients(self.law, self.draws)
+        intervals = coefficients(self.law, self.draws)
         document: dict[str, Any] = plain(
             {
                 "sweep": self.sweep,
@@ -235,8 +235,8 @@ def candidates(cells: Cells) -> list[tuple[Term, ...]]:
     return sets
 
 
-def _coefficients(law: Law, draws: Draws | None) -> list[dict[str, Any]]:
-    """By term, with the 95 % interval of its draws."""
+def coefficients(law: Law, draws: Draws | None) -> list[dict[str, Any]]:
+    """By term {term, value, low, high}: with the 95 % interval of its draws, null without."""
     found = []
     for at, term in enumerate(law.terms):
         low, high = None, None

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from flows.sweeps.markdown import points, spread, table
-from flows.sweeps.text_fits import TextFits
+from flows.sweeps.text_fits import TextFits, coefficients
 from flows.sweeps.text_gains import Gain
 from flows.sweeps.text_rates import Rate
 
@@ -31,10 +31,13 @@ def section(fits: TextFits, pictures: Path) -> str:
 
 def _law(fits: TextFits) -> str:
     law = fits.law
-    rows = []
-    for at, term in enumerate(law.terms):
-        found = fits.draws.interval(lambda each, at=at: float(each.coefficients[at])) if fits.draws else None  # type: ignore[misc]
-        rows.append([" x ".join(term) or "constant", f"{law.coefficients[at]:.2f}", spread(found, ".2f")])
+    rows = [
+        [
+            " x ".join(each["term"]) or "constant", f"{each['value']:.2f}",
+            f"{each['low']:.2f} to {each['high']:.2f}" if each["low"] is not None else "",
+        ]
+        for each in coefficients(law, fits.draws)
+    ]  # fmt: skip
     return (
         table(["term, in decades from the centre", "of the logit", "95 %"], rows)
         + f"\n\nFloor {law.floor:.3f}, ceiling {law.ceiling:.3f}; {len(law.residuals)} cells, residuals of "
