@@ -62,7 +62,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["hex-quick", "hex", "hex-fixed", "countdown", "countdown-ablations"])
+@pytest.mark.parametrize("name", ["hex-quick", "hex", "hex-fixed", "hex-search", "countdown", "countdown-ablations"])
 def test_shipped_sweeps_are_recipes(name: str) -> None:
     _, sweep = definition.load(name)
     runs = list(sweep.runs())
