@@ -54,7 +54,7 @@ def plan(
     if out is not None and found is not None:
         plan_file.write(out, document, plan_file.orders(found, outlook.table, folder))
     if contest is not None and found is not None:
-        held = rivalry.contest(outlook, found, queries, rivals, rivals_seed)
+        held = rivalry.contest(outlook, found, queries, rivals, rivals_seed, budget)
         replace_text(contest, as_yaml(held))
     if as_json:
         output.print_json(document)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def sweep(
     preset: Annotated[
-        str, typer.Argument(help="hex-quick, hex, hex-fixed, hex-search, countdown, countdown-ablations, or a YAML file.")
+        str,
+        typer.Argument(help="hex-quick, hex, hex-fixed, hex-search, countdown, countdown-ablations, or a YAML file."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for registries and tables; sweeps/NAME by default.")

@@ -2,8 +2,10 @@
 
 The cells of a contest are to cost about the same in all, label search, training and the queries it names, and each is
 held against the reference, paired by seed and test problem. Rank 1 is the cell with the highest mean; regret is what a
-cell stays behind it. Intervals resample groups of test problems and training seeds: they are those of new runs. Cells
-answer at once, or with as many samples and a checker as the contest says, at the full price of them all.
+cell stays behind it. Intervals resample groups of test problems and training seeds: they are those of new runs; with
+three seeds they are somewhat too narrow where runs differ much. In each draw some cell is the best: its share of draws
+is told, and what regret cells that are all as good would show, as the highest of noisy means is too high by chance.
+Cells answer at once, or with as many samples and a checker as the contest says, at the full price of them all.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Contender:
     """The reference's accuracy less this one's; None for the reference."""
     rank: int
     regret: float
+    best: float
+    """Share of draws in which it has the highest mean."""
 
     @property
     def flops(self) -> float:
@@ -57,6 +61,9 @@ class Held:
     reference: str
     queries: float
     contenders: tuple[Contender, ...]
+    chance_regret: float
+    """What a cell would stay behind the highest mean, on average, were all equally good; at most, as the bootstrap
+    counts what a seed and a problem do together up to three times (Owen 2007)."""
 
     @property
     def unequal(self) -> float:
@@ -66,8 +73,8 @@ class Held:
 
 
 def held(folder: Path, section: Contest, draws: int) -> Held:
-    """The contest of a sweep's table. Raises InputError where the reference is missing, and where cells cannot be
-    compared: no seed in common, other problems, runs that are not yet done."""
+    """The contest of a sweep's table. Raises InputError where runs are not yet done, and where cells were tested on
+    other problems."""
     last: dict[str, dict[int, dict[str, Any]]] = {}
     for row in results.read(folder).to_pylist():
         budget = section.answers.get(row["cell"], 0)
@@ -75,28 +82,32 @@ def held(folder: Path, section: Contest, draws: int) -> Held:
         asked_so = (row["metric"], row["budget"]) == (("pass", budget) if budget else ("greedy", 0))
         if asked_so and (before is None or row["generation"] >= before["generation"]):
             last[row["cell"]][row["seed"]] = row
-    last = {name: by_seed for name, by_seed in last.items() if by_seed}
-    reference = section.reference
-    if absent := sorted({reference, *section.answers} - set(last)):
+    wanted = results.asked(folder)
+    missing = [
+        f"{cell} with seed {seed}"
+        for (cell, seed), generations in wanted.items()
+        if last.get(cell, {}).get(seed, {}).get("generation") != generations
+    ]
+    if missing or not wanted:
+        named = f"{', '.join(missing[:3])}{' and others' if missing[3:] else ''}"
         raise InputError(
-            f"{folder} has no results of {', '.join(absent)} as the contest asks, of {', '.join(last)} only"
+            f"{len(missing)} of the {len(wanted)} runs and controls of {folder} are not done, {named}: let the sweep "
+            "go on"
         )
-    seeds = sorted(set.intersection(*({*by_seed} for by_seed in last.values())))
-    if not seeds:
-        raise InputError(f"the cells of {folder} have no training seed in common; let the sweep go on")
-    for name, by_seed in last.items():
-        if len({by_seed[seed]["generation"] for seed in seeds}) > 1:
-            raise InputError(f"the runs of {name} in {folder} are not all done; let the sweep go on")
-    asked = results.problems(folder)
+    reference, seeds = section.reference, sorted({seed for _, seed in wanted})
+    tested = results.problems(folder)
     families = {by_seed[seeds[0]]["family"] for by_seed in last.values()}
-    problems = asked[min(families)]
-    if any([*asked[family]] != [*problems] for family in families):
+    problems = tested[min(families)]
+    if any([*tested[family]] != [*problems] for family in families):
         raise InputError(f"the families of {folder} were tested on different problems; give them the same")
     outcomes = {name: np.array([row[seed]["outcomes"] for seed in seeds], np.float64) for name, row in last.items()}
     weights = resampled_with_seeds([*problems.values()], len(seeds), draws, generator(0, "contest"))
     means = {name: weights @ values.ravel() / weights.sum(axis=1) for name, values in outcomes.items()}
     ranked = sorted(means, key=lambda name: -means[name][0])
     best = means[ranked[0]][0]
+    drawn = np.stack([means[name][1:] for name in ranked])
+    firsts = np.bincount(drawn.argmax(axis=0), minlength=len(ranked)) / drawn.shape[1]
+    centred = drawn - drawn.mean(axis=1, keepdims=True)
     contenders = []
     for rank, name in enumerate(ranked, 1):
         here = [last[name][seed] for seed in seeds]
@@ -113,9 +124,10 @@ def held(folder: Path, section: Contest, draws: int) -> Held:
                 None if name == reference else _interval(means[reference] - means[name], outcomes[name].size),
                 rank,
                 float(best - means[name][0]),
+                float(firsts[rank - 1]),
             )
         )
-    return Held(reference, section.queries, tuple(contenders))
+    return Held(reference, section.queries, tuple(contenders), float(centred.max(axis=0).mean()))
 
 
 def _interval(drawn: Floats, count: int) -> Interval:
@@ -132,15 +144,16 @@ def page(found: Held) -> str:
          f"{each.label_flops:.3g}", f"{each.training_flops:.3g}", *([f"{each.queries_flops:.3g}"] if asked else []),
          f"{each.flops:.3g}", f"{each.accuracy.value:.1%}", f"{each.accuracy.low:.1%} to {each.accuracy.high:.1%}",
          " ".join(f"{100 * one:.1f}" for one in each.by_seed),
-         "" if each.difference is None else points(each.difference), f"{100 * each.regret:.1f}"]
+         "" if each.difference is None else points(each.difference), f"{100 * each.regret:.1f}", f"{each.best:.0%}"]
         for each in found.contenders
     ]  # fmt: skip
     head = ["rank", "cell", "answers", "FLOPs of label search", "of training", *asked, "in all", "solved on test",
-            "95 %", "by seed", f"{found.reference} less this, points", "regret, points"]  # fmt: skip
+            "95 %", "by seed", f"{found.reference} less this, points", "regret, points", "best in draws"]  # fmt: skip
     return (
         table(head, rows)
         + f"\n\nFLOPs in all are at most {found.unequal:.0%} off those of {found.reference}. Intervals resample "
-        "groups of test problems and training seeds."
+        f"groups of test problems and training seeds. Were all equally good, a cell would show up to "
+        f"{100 * found.chance_regret:.1f} points of regret by chance."
     )
 
 

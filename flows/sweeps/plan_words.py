@@ -90,10 +90,11 @@ def sentence(advice: Advice) -> str:
     held = choice.allocation
     answer = f"the best of up to {choice.budget} samples" if choice.budget else "its greedy answer"
     interval = f"{choice.accuracy.value:.3f} [{choice.accuracy.low:.3f}, {choice.accuracy.high:.3f}]"
+    most = "at most " if choice.budget else ""
     return (
         f"{asked}: train {held.parameters:,.0f} parameters for {held.generations} "
         f"generation{'s' if held.generations > 1 else ''} with {held.search:.0f} samples a problem, and answer each "
-        f"query with {answer}: accuracy {interval}, {choice.total_flops:.3g} FLOPs in all."
+        f"query with {answer}: accuracy {interval}, {most}{choice.total_flops:.3g} FLOPs in all."
     )
 
 

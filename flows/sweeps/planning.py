@@ -64,7 +64,7 @@ class Advice:
     unreached: float
     """Share of draws in which no option would do."""
     near: tuple[Plan, ...]
-    """Nearly as good, the choice first: for a target at most 10 % dearer, for a budget at most `TIE` less accurate."""
+    """Nearly as good, the choice first: for a target at most 10 % dearer, for a budget at most `TIE` below the best."""
     moves: tuple[tuple[str, Plan | Unreachable], ...]
     """The choice under changed circumstances, said in words."""
 
@@ -146,7 +146,7 @@ def _for_budget(forecast: Forecast, question: Question) -> Advice:
     drawn = forecast.drawn[:, order]
     firsts = np.argmax(drawn >= drawn.max(axis=1, keepdims=True) - TIE, axis=1)
     chosen = Counter(order[firsts].tolist())
-    near = order[forecast.accuracies[order] >= choice.accuracy.value - TIE]
+    near = order[forecast.accuracies[order] >= forecast.accuracies[order].max() - TIE]
     plans = [forecast.plan(int(at), queries) for at in near]
     changes = [(queries / 10.0, budget), (queries * 10.0, budget), (queries, budget / 10.0), (queries, budget * 10.0)]
     return Advice(

@@ -44,7 +44,7 @@ were searched; `useful_flops` and `seconds` are of labels, training and reward m
 right (so many of `budget` samples were right: pass at any smaller budget follows), search (kept wins). A control is a
 row of the cell `<cell>+<control>` beside the newest generation that it is compared with; see `control_rows`."""
 PROBLEMS = pa.schema([("family", pa.string()), ("problem_id", pa.string()), ("group", pa.string())])
-_NOTE, _CONTEST = "flywheel.note", "flywheel.contest"
+_NOTE, _CONTEST, _RUNS = "flywheel.note", "flywheel.contest", "flywheel.runs"
 _STAGES = {"generate": "label_flops", "train": "training_flops", "supervise": "reward_model_flops",
            "evaluate": "evaluation_flops"}  # fmt: skip
 _METRICS = ("greedy", "pass", "right", "search")
@@ -76,10 +76,17 @@ def write(name: str, sweep: Sweep, out: Path) -> int:
                 f"{run.name} was tested on other problems than the runs before it in family {run.family}, so that they "
                 "cannot be compared; give it a family of its own"
             )
-    table = pa.Table.from_pylist(rows, schema=RESULTS).replace_schema_metadata(
-        {_NOTE: sweep.note, _CONTEST: sweep.contest.model_dump_json() if sweep.contest else ""}
-    )
-    write_table(out / "results.parquet", table)
+    asked = [
+        [cell, run.seed, run.generations]
+        for run in sweep.runs()
+        for cell in (run.cell, *(f"{run.cell}+{name}" for name in run.controls))
+    ]
+    metadata = {
+        _NOTE: sweep.note, _RUNS: json.dumps(asked),
+        _CONTEST: sweep.contest.model_dump_json() if sweep.contest else "",
+    }  # fmt: skip
+    table = pa.Table.from_pylist(rows, schema=RESULTS)
+    write_table(out / "results.parquet", table.replace_schema_metadata(metadata))
     listed = [
         {"family": family, "problem_id": problem, "group": group}
         for family, groups in problems.items()
@@ -179,6 +186,11 @@ def problems(folder: Path) -> dict[str, dict[str, str]]:
 def note(folder: Path) -> str:
     """What the sweep wants said with its results."""
     return _metadata(folder, _NOTE)
+
+
+def asked(folder: Path) -> dict[tuple[str, int], int]:
+    """By cell and seed how many generations the sweep makes, whether or not they are made; controls as the rows."""
+    return {(cell, seed): generations for cell, seed, generations in json.loads(_metadata(folder, _RUNS) or "[]")}
 
 
 def contest(folder: Path) -> Contest | None:

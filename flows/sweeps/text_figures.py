@@ -13,6 +13,8 @@ from flows.sweeps.text_calibration import Calibration
 from flows.sweeps.text_fits import TextFits, TextTable, is_cell
 from flywheel.scaling.law import Law
 
+_END = 1e30
+"""FLOPs, beyond any axis."""
 _LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
@@ -66,7 +68,9 @@ def _exchange(fits: TextFits, table: TextTable, path: Path) -> None:
             axes.plot(grid, _needed(law, centre, grid, level), color=colour, lw=1.7, label=f"{level:.0%} solved")
             if fits.draws is not None:
                 drawn = np.array([_needed(each, centre, grid, level) for each in [*fits.draws.laws()][:100]])
-                low, high = np.nanquantile(drawn, (0.025, 0.975), axis=0)
+                # A draw that never gets there takes more than any: beyond the picture's end.
+                drawn = np.where(np.isnan(drawn), _END, drawn)
+                low, high = np.quantile(drawn, (0.025, 0.975), axis=0, method="inverted_cdf")
                 axes.fill_between(grid, low, high, color=colour, alpha=0.13, lw=0)
         axes.set_xscale("log")
         axes.set_yscale("log")

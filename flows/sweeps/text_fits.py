@@ -55,7 +55,8 @@ class TextTable:
     sweep: str
     family: str
     rows: list[dict[str, Any]]
-    """Of `results.RESULTS`, with `invested`, FLOPs up to the generation, and `control`, its name or None."""
+    """Of `results.RESULTS`, with `invested`, FLOPs up to the generation, `control`, its name or None, and `beginning`,
+    the first cell with the same models of generation 0."""
     groups: tuple[str, ...]
     """Of the test problems, in the order of `outcomes`."""
 
@@ -176,7 +177,21 @@ def read(folder: Path, family: str | None = None) -> TextTable:
         row["invested"] = sum(row[name] for name in _INVESTED)
         row["cell"], _, control = row["cell"].partition("+")
         row["control"] = control or None
+    begun = _beginnings(rows)
+    for row in rows:
+        row["beginning"] = begun[row["cell"]]
     return TextTable(rows[0]["sweep"], family, rows, groups)
+
+
+def _beginnings(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Of each cell the first one that shares its model of generation 0 in some seed, itself perhaps."""
+    first: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for row in rows:
+        if row["generation"] == 0:
+            owner = first.setdefault(row["snapshot"], found.get(row["cell"], row["cell"]))
+            found.setdefault(row["cell"], owner)
+    return {row["cell"]: found.get(row["cell"], row["cell"]) for row in rows}
 
 
 def is_cell(row: dict[str, Any]) -> bool:
@@ -197,6 +212,7 @@ def cells_of(rows: Sequence[dict[str, Any]], groups: tuple[str, ...], axes: tupl
         tuple(row["seed"] for row in rows),
         np.array([row["outcomes"] for row in rows], np.float64).reshape(len(rows), len(groups)),
         groups,
+        tuple(row["beginning"] for row in rows),
     )
 
 

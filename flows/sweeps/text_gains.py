@@ -76,8 +76,12 @@ class Against:
     control: str
     seeds: int
     control_accuracy: Interval
+    control_budget: int
+    """Samples a query, of the tuned search; 0 for an answer at once."""
     control_flops: float
-    """Mean over seeds. The tuned search has those of generation 0."""
+    """Invested; mean over seeds. The tuned search has those of generation 0."""
+    student_accuracy: Interval
+    """Of greedy answers."""
     student_flops: float
     difference: Interval
     """The student's greedy accuracy less the control's."""
@@ -115,7 +119,9 @@ def against_controls(rows: Sequence[dict[str, Any]]) -> tuple[Against, ...]:
                 control,
                 len(held),
                 _mean([row["value"] for row in held]),
+                held[0]["budget"],
                 _average([row["invested"] for row in held]),
+                _mean([row["value"] for row in mine]),
                 _average([row["invested"] for row in mine]),
                 _mean([one["value"] - other["value"] for one, other in zip(mine, held, strict=True)]),
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flows.sweeps.markdown import points, spread, table
 from flows.sweeps.text_fits import TextFits, coefficients
-from flows.sweeps.text_gains import Gain
+from flows.sweeps.text_gains import QUERIES, Gain
 from flows.sweeps.text_rates import Rate
 
 
@@ -31,6 +31,7 @@ def section(fits: TextFits, pictures: Path) -> str:
 
 def _law(fits: TextFits) -> str:
     law = fits.law
+    chosen = " Terms were chosen by leaving out a configuration in turn." if fits.scores else ""
     rows = [
         [
             " x ".join(each["term"]) or "constant", f"{each['value']:.2f}",
@@ -41,7 +42,7 @@ def _law(fits: TextFits) -> str:
     return (
         table(["term, in decades from the centre", "of the logit", "95 %"], rows)
         + f"\n\nFloor {law.floor:.3f}, ceiling {law.ceiling:.3f}; {len(law.residuals)} cells, residuals of "
-        f"{law.root_mean_square:.3f} (root mean square). Terms were chosen by leaving out a configuration in turn."
+        f"{law.root_mean_square:.3f} (root mean square).{chosen}"
     )
 
 
@@ -62,11 +63,11 @@ def _decades(rate: Rate) -> str:
     value = rate.decades.value
     if math.isnan(value):
         return "not told"
-    if math.isinf(value):
-        return f"more than any {rate.get}"
     untold = rate.draws - rate.decades.count
-    interval = f" ({spread(rate.decades, '.2f')})" if rate.decades.count else ""
-    return f"{value:.2f}{interval}" + (f", {untold} of {rate.draws} draws do not tell" if untold else "")
+    low, high = (f"{end:.2f}" if math.isfinite(end) else "any" for end in (rate.decades.low, rate.decades.high))
+    told = f"more than any {rate.get}" if math.isinf(value) else f"{value:.2f}"
+    told += f" ({low} to {high})" if rate.decades.count else ""
+    return told + (f", {untold} of {rate.draws} draws do not tell" if untold else "")
 
 
 def _calibration(fits: TextFits) -> str:
@@ -88,8 +89,10 @@ def _calibration(fits: TextFits) -> str:
     ]
     return (
         table(head, rows)
-        + f"\n\nOf {len(told.rows)} cells held back {told.coverage:.0%} lie inside the 95 % interval for a new run; "
-        f"mean absolute error {told.mean_absolute_error:.3f}."
+        + f"\n\nOf {len(told.rows)} cells held back, of {told.runs} runs, {told.coverage:.0%} lie inside the 95 % "
+        f"interval for a new run; mean absolute error {told.mean_absolute_error:.3f}, measured less predicted "
+        f"{told.bias:+.3f} on average. Cells of one run rise and fall together, so that they are hardly more "
+        "observations than runs."
     )
 
 
@@ -100,29 +103,42 @@ def _gains(fits: TextFits) -> str:
         by_cell.setdefault(gain.cell, []).append(gain)
     most = max(len(gains) for gains in by_cell.values())
     steps = [
-        [cell, *(points(gain.per_1e12) for gain in gains), *[""] * (most - len(gains))]
+        [
+            cell,
+            f"{min(gain.seeds for gain in gains)}",
+            *(points(gain.per_1e12) for gain in gains),
+            *[""] * (most - len(gains)),
+        ]
         for cell, gains in by_cell.items()
     ]
     totals = [
-        [cell, f"{gains[-1].accuracy.value:.1%}", f"{gains[-1].total_flops:.2g}", points(gains[-1].total),
-         *(points(each.gain) + (" or more" if each.beyond else "") for each in gains[-1].instead)]
+        [cell, f"{gains[-1].seeds}", f"{gains[-1].accuracy.value:.1%}", f"{gains[-1].total_flops:.2g}",
+         points(gains[-1].total), *_instead(gains[-1])]
         for cell, gains in by_cell.items()
     ]  # fmt: skip
-    queries = [f"{each.queries:,.0f} queries" for each in fits.gains[-1].instead]
     return (
         "Points of greedy accuracy that each generation gains a 10^12 FLOPs invested:\n\n"
-        + table(["cell", *(f"gen/{number}" for number in range(1, most + 1))], steps)
+        + table(["cell", "seeds", *(f"gen/{number}" for number in range(1, most + 1))], steps)
         + "\n\nAll generations together, and the same FLOPs as search by generation 0, spread over so many queries:\n\n"
-        + table(["cell", "greedy", "FLOPs", "gain, points", *queries], totals)
+        + table(
+            ["cell", "seeds", "greedy", "FLOPs", "gain, points", *(f"{each:,.0f} queries" for each in QUERIES)], totals
+        )
     )
+
+
+def _instead(gain: Gain) -> list[str]:
+    """What search by generation 0 gains, at each number of queries; blank where its search was not measured."""
+    told = {each.queries: points(each.gain) + (" or more" if each.beyond else "") for each in gain.instead}
+    return [told.get(queries, "") for queries in QUERIES]
 
 
 def _controls(fits: TextFits) -> str:
     rows = [
-        [each.cell, each.control, f"{each.seeds}", f"{each.control_flops:.3g}", f"{each.control_accuracy.value:.1%}",
-         f"{each.student_flops:.3g}", points(each.difference)]
+        [each.cell, each.control, f"{each.seeds}", f"{each.control_flops:.3g}",
+         f"{each.control_budget} samples" if each.control_budget else "at once", f"{each.control_accuracy.value:.1%}",
+         f"{each.student_flops:.3g}", f"{each.student_accuracy.value:.1%}", points(each.difference)]
         for each in fits.controls
     ]  # fmt: skip
-    return table(
-        ["cell", "control", "seeds", "its FLOPs", "its greedy", "the flywheel's FLOPs", "flywheel less control"], rows
-    )
+    head = ["cell", "control", "seeds", "its FLOPs", "it answers", "solved by it", "the flywheel's FLOPs",
+            "solved by it at once", "flywheel less control, points"]  # fmt: skip
+    return table(head, rows)

@@ -13,7 +13,8 @@ problems of one group count as little as they tell.
 
 Residuals have two parts, estimated by the method of moments on the linearised fit (Searle, Casella and McCulloch 1992,
 *Variance components*, chapter 5): one that all cells of a run share, on the logit (its seed, and what the law misses
-about its configuration), and one of each cell, as a multiple of the variance above.
+about its configuration), and one of each cell, as a multiple of the variance above. Runs of one seed that start from
+the same model count as one run: what that model lacks, they all lack.
 
 Known errors: the law extends beyond its data without warning (ask `extrapolates`). A ceiling that no cell comes near
 is hardly known, nor are coefficients that trade against it; exchange rates hardly mind.
@@ -37,6 +38,8 @@ Point = Mapping[str, float]
 
 _LAW_ERROR = 0.01
 """Standard deviation, in accuracy, that every cell is given besides its sampling error."""
+_SLACK = 0.05
+"""Decades beyond an axis that still count as within it: prices come from a model that is some per cent off."""
 _FARTHEST = 30.0
 """Decades from the centre beyond which no point of equal accuracy is looked for."""
 
@@ -51,11 +54,14 @@ class Cells:
     configurations: tuple[str, ...]
     """Of each cell: what a run was set up as, whatever its seed, snapshot and runtime budget."""
     seeds: tuple[int, ...]
-    """Training seed of each cell. A run is a configuration and a seed."""
+    """Training seed of each cell."""
     outcomes: Floats
     """[cells, problems], each in 0..1."""
     groups: tuple[str, ...]
     """Of each problem: those of one group are not independent."""
+    beginnings: tuple[str, ...] = ()
+    """Of each cell: configurations of one beginning start, seed by seed, from the same model, and luck with it is luck
+    of them all. Empty where each starts from a model of its own."""
 
     def __post_init__(self) -> None:
         count = len(self.configurations)
@@ -64,6 +70,8 @@ class Cells:
                 f"got values of shape {self.values.shape}, {count} configurations and {len(self.seeds)} seeds, "
                 f"expected [cells, {len(self.axes)}] and one of each a cell"
             )
+        if len(self.beginnings) not in (0, count):
+            raise InputError(f"got {len(self.beginnings)} beginnings, expected one of each of {count} cells, or none")
         if self.outcomes.shape != (count, len(self.groups)) or not self.groups:
             raise InputError(f"got outcomes of shape {self.outcomes.shape}, expected {(count, len(self.groups))}")
         if not (np.isfinite(self.values).all() and (self.values > 0).all()):
@@ -78,14 +86,15 @@ class Cells:
 
     @property
     def runs(self) -> list[tuple[str, int]]:
-        """Configuration and seed of each cell."""
-        return list(zip(self.configurations, self.seeds, strict=True))
+        """Beginning and seed of each cell: what counts as one draw of luck."""
+        return list(zip(self.beginnings or self.configurations, self.seeds, strict=True))
 
     def only(self, keep: npt.NDArray[np.bool_]) -> Cells:
         """The cells where `keep` [cells] holds."""
         at = np.flatnonzero(keep)
         configurations, seeds = tuple(self.configurations[i] for i in at), tuple(self.seeds[i] for i in at)
-        return Cells(self.axes, self.values[at], configurations, seeds, self.outcomes[at], self.groups)
+        beginnings = tuple(self.beginnings[i] for i in at) if self.beginnings else ()
+        return Cells(self.axes, self.values[at], configurations, seeds, self.outcomes[at], self.groups, beginnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +223,7 @@ class Law:
         """How far a point lies outside the data."""
         row, low, high = np.log10(self.row(point)), self.measured.min(axis=0), self.measured.max(axis=0)
         past = np.where(row > high, row - high, np.minimum(row - low, 0.0))
-        beyond = {axis: float(past[at]) for at, axis in enumerate(self.axes) if abs(past[at]) > 1e-9}
+        beyond = {axis: float(past[at]) for at, axis in enumerate(self.axes) if abs(past[at]) > _SLACK}
         gaps = [float(np.diff(np.unique(column)).max(initial=0.0)) for column in self.measured.T]
         return Extrapolation(beyond, float(np.sqrt(((self.measured - row) ** 2).sum(axis=1).min())), max(gaps))
 

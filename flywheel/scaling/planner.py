@@ -159,11 +159,8 @@ def cheapest(outlook: Forecast, queries: float, target: float, confidence: float
 
 
 def best(outlook: Forecast, queries: float, budget_flops: float, tie: float = 0.005) -> Plan | Unreachable:
-    """The plan of highest predicted accuracy whose total cost is within the budget; of those within noise the cheapest.
-
-    Within noise of the best is an option that is less than `tie` of accuracy worse, or whose difference to the best,
-    taken draw by draw of the law, has 0 in its 95 % interval.
-    """
+    """The cheapest plan whose total cost is within the budget and whose predicted accuracy is within `tie` of the
+    highest there."""
     _check(queries)
     totals = outlook.totals(queries)
     within = np.flatnonzero(totals <= budget_flops)
@@ -174,10 +171,7 @@ def best(outlook: Forecast, queries: float, budget_flops: float, tie: float = 0.
             f"{least.label}, takes {least.total_flops:.3g}; raise the budget, or offer smaller allocations",
             least,
         )
-    top = within[int(np.lexsort((totals[within], -outlook.accuracies[within]))[0])]
-    behind = outlook.accuracies[top] - outlook.accuracies[within]
-    surely = np.quantile(outlook.drawn[:, [top]] - outlook.drawn[:, within], 0.025, axis=0)
-    tied = within[(behind < tie) | (surely <= 0.0)]
+    tied = within[outlook.accuracies[within] >= outlook.accuracies[within].max() - tie]
     order = np.lexsort((-outlook.accuracies[tied], totals[tied]))
     return outlook.plan(int(tied[order[0]]), queries)
 

@@ -81,7 +81,7 @@ def bootstrap(
     - Of a configuration's S runs S - 1 are drawn with replacement: the variance of means is then right for small S too,
       where S of S would understate it, by half at two (Rao and Wu 1988, *Resampling inference with complex survey
       data*). A configuration of one run has nothing to resample; its run is shifted by a draw of the normal
-      distribution that runs of all configurations have.
+      distribution that runs of all configurations have. Configurations of one beginning are drawn the same seeds.
     """
     law = fit(cells, terms)
     features = design(cells, terms)[1]
@@ -98,8 +98,8 @@ def bootstrap(
     runs = sorted(set(cells.runs))
     run_of = np.array([runs.index(run) for run in cells.runs])
     members = [
-        [at for at, (configuration, _) in enumerate(runs) if configuration == name]
-        for name in sorted(set(cells.configurations))
+        [at for at, (beginning, _) in enumerate(runs) if beginning == name]
+        for name in sorted({beginning for beginning, _ in runs})
     ]
     if any(len(held) == 1 for held in members):
         _require_freedom(law.spread)

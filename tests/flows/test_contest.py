@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +31,46 @@ def row(cell: str, seed: int, generation: int, outcomes: list[float], flops: flo
 PLAN = Contest(reference="plan")
 
 
-def written(folder: Path, rows: list[dict[str, Any]], section: Contest = PLAN) -> Path:
+def written(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    section: Contest = PLAN,
+    asked: list[tuple[str, int, int]] | None = None,
+) -> Path:
+    """Both tables; what the sweep makes is what is there, or `asked`: cell, seed, generations."""
     table = pa.Table.from_pylist(rows, schema=results.RESULTS)
-    table = table.replace_schema_metadata({"flywheel.note": "said", "flywheel.contest": section.model_dump_json()})
+    runs = asked or [(cell, seed, last) for (cell, seed), last in newest(rows).items()]
+    metadata = {
+        "flywheel.note": "said", "flywheel.contest": section.model_dump_json(), "flywheel.runs": json.dumps(runs),
+    }  # fmt: skip
+    table = table.replace_schema_metadata(metadata)
     write_table(folder / "results.parquet", table)
     problems = [{"family": "f", "problem_id": str(k), "group": group} for k, group in enumerate(GROUPS)]
     write_table(folder / "problems.parquet", pa.Table.from_pylist(problems, schema=results.PROBLEMS))
     return folder
 
 
+def newest(rows: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
+    found: dict[tuple[str, int], int] = {}
+    for each in rows:
+        key = each["cell"], each["seed"]
+        found[key] = max(each["generation"], found.get(key, 0))
+    return found
+
+
 ROWS = [
     row("plan", 0, 0, [0, 0, 0, 0], 1.0), row("plan", 0, 2, [1, 1, 0, 1], 8.0), row("plan", 1, 2, [1, 0, 1, 1], 8.0),
     row("other", 0, 1, [1, 0, 0, 0], 10.0), row("other", 1, 1, [1, 0, 1, 0], 10.0),
-    row("best", 0, 1, [1, 1, 1, 1], 8.0), row("best", 1, 1, [1, 1, 1, 0], 8.0), row("best", 2, 1, [0, 0, 0, 0], 8.0),
+    row("best", 0, 1, [1, 1, 1, 1], 8.0), row("best", 1, 1, [1, 1, 1, 0], 8.0),
 ]  # fmt: skip
 
 
-def test_ranks_regret_and_differences_are_of_the_last_generations_and_common_seeds(tmp_path: Path) -> None:
+def test_ranks_regret_and_differences_are_of_the_last_generations(tmp_path: Path) -> None:
     found = contest.held(written(tmp_path, ROWS), PLAN, 200)
     assert [(each.name, each.rank, each.seeds) for each in found.contenders] == [
         ("best", 1, 2), ("plan", 2, 2), ("other", 3, 2),
     ]  # fmt: skip
     best, plan, other = found.contenders
-    # Seed 2 of `best` has no partner: it does not count.
     assert (best.accuracy.value, plan.accuracy.value, other.accuracy.value) == (7 / 8, 6 / 8, 3 / 8)
     assert (best.regret, plan.regret, other.regret) == (0.0, 1 / 8, 4 / 8)
     assert plan.difference is None
@@ -74,11 +92,42 @@ def test_fit_tells_a_contest_from_other_sweeps(tmp_path: Path) -> None:
     assert "at most 25% off those of plan" in said
 
 
-def test_a_reference_without_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no results of gone"):
-        contest.held(written(tmp_path, ROWS), Contest(reference="gone"), 20)
-    with pytest.raises(InputError, match="no training seed in common"):
-        contest.held(written(tmp_path, [*ROWS[1:3], row("late", 5, 1, [0, 0, 0, 0], 8.0)]), PLAN, 20)
+def test_a_contest_whose_runs_are_not_all_made_is_refused(tmp_path: Path) -> None:
+    whole = [(cell, seed, last) for (cell, seed), last in newest(ROWS).items()]
+    for more, named in (
+        (("plan", 2, 2), "1 of the 7 runs and controls of .* are not done, plan with seed 2: let"),
+        (("never", 0, 1), "never with seed 0: let"),
+        (("plan+no-search", 0, 2), r"plan\+no-search with seed 0: let"),
+    ):
+        with pytest.raises(InputError, match=named):
+            contest.held(written(tmp_path, ROWS, asked=[*whole, more]), PLAN, 20)
+    # All seeds equally far behind what the sweep makes.
+    short = [(cell, seed, last + (cell == "other")) for cell, seed, last in whole]
+    with pytest.raises(InputError, match=r"2 of the 6 runs .*other with seed 0, other with seed 1: let"):
+        contest.held(written(tmp_path, ROWS, asked=short), PLAN, 20)
+
+
+def test_cells_that_are_alike_tell_so(tmp_path: Path) -> None:
+    """Equal outcomes in all draws: no regret by chance. Else what the highest of equal noisy means is too high by."""
+    same = [row(cell, seed, 1, [1, 0, 1, seed], 8.0) for cell in ("plan", "other") for seed in range(2)]
+    found = contest.held(written(tmp_path, same), PLAN, 200)
+    assert [each.regret for each in found.contenders] == [0.0, 0.0]
+    random = np.random.default_rng(0)
+    cells = ["plan", *(f"c{k}" for k in range(5))]
+    groups = [str(k) for k in range(200)]
+    regrets, told = [], []
+    for _ in range(40):
+        rows = [row(cell, seed, 1, (random.random(200) < 0.4).astype(float).tolist(), 8.0)
+                for cell in cells for seed in range(3)]  # fmt: skip
+        written(tmp_path, rows)
+        problems = [{"family": "f", "problem_id": name, "group": name} for name in groups]
+        write_table(tmp_path / "problems.parquet", pa.Table.from_pylist(problems, schema=results.PROBLEMS))
+        found = contest.held(tmp_path, PLAN, 200)
+        assert sum(each.best for each in found.contenders) == pytest.approx(1.0)
+        regrets.append(np.mean([each.regret for each in found.contenders]))
+        told.append(found.chance_regret)
+    # Too much rather than too little: outcomes here are chance of seed and problem together alone.
+    assert np.mean(regrets) < np.mean(told) < np.sqrt(3.0) * np.mean(regrets)
 
 
 def test_a_reference_must_be_one_cell(tmp_path: Path) -> None:
@@ -91,9 +140,7 @@ def test_a_reference_must_be_one_cell(tmp_path: Path) -> None:
         definition.load(str(path))
 
 
-def test_runs_that_are_not_done_and_other_problems_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="runs of plan in"):
-        contest.held(written(tmp_path, [row("plan", 0, 2, [1] * 4, 8.0), row("plan", 1, 1, [1] * 4, 4.0)]), PLAN, 9)
+def test_other_problems_are_refused(tmp_path: Path) -> None:
     written(tmp_path, [ROWS[1], ROWS[5] | {"family": "g"}])
     problems = [{"family": family, "problem_id": f"{family}{k}", "group": "a"} for family in "fg" for k in range(4)]
     write_table(tmp_path / "problems.parquet", pa.Table.from_pylist(problems, schema=results.PROBLEMS))

@@ -67,6 +67,31 @@ def test_without_noise_the_rates_are_exact(tmp_path: Path) -> None:
     assert cells.law.root_mean_square < 1.5 / world.PROBLEM_COUNT
 
 
+def test_luck_of_a_shared_beginning_is_drawn_once(tmp_path: Path) -> None:
+    """Runs that begin with one model are lucky together: label search is then compared within pairs, sizes are not."""
+    widths: dict[tuple[str, ...], list[float]] = {}
+    covered = []
+    for seed in range(4):
+        rows = world.rows(deviation=0.4, seed=seed, shared=True)
+        apart = [row | {"snapshot": f"{row['run']}/{row['generation']}"} for row in rows]
+        for name, made in (("shared", rows), ("apart", apart)):
+            table = text_fits.read(world.write(tmp_path / f"{name}{seed}", made))
+            fitted = text_fits.fit_law(table, 100, 0)
+            assert fitted.draws is not None
+            drawn = dict(zip(fitted.terms, fitted.draws.coefficients.T, strict=True))
+            for axis in ("search", "parameters"):
+                low, high = np.quantile(drawn[(axis,)], (0.025, 0.975)).tolist()
+                widths.setdefault((name, axis), []).append(high - low)
+                if (name, axis) == ("shared", "search"):
+                    covered.append(low <= 0.0 <= high)
+            beginnings = {row["cell"]: row["beginning"] for row in table.rows}
+            assert len(set(beginnings.values())) == (5 if name == "shared" else 8)
+            assert (beginnings["w64-s16"] == "w64-s4") == (name == "shared")
+    assert np.mean(widths["shared", "search"]) < 0.5 * np.mean(widths["apart", "search"])
+    assert np.mean(widths["shared", "parameters"]) > 1.1 * np.mean(widths["apart", "parameters"])
+    assert sum(covered) >= 3, "label search matters by what it costs alone"
+
+
 def test_cells_held_back_are_foretold(fits: TextFits) -> None:
     told = fits.calibration
     assert told is not None

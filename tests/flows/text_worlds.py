@@ -58,17 +58,24 @@ def price(parameters: float, budget: int) -> float:
 
 
 def rows(
-    cells: Sequence[tuple[int, int]] = CELLS, seeds: int = 3, deviation: float = 0.1, seed: int = 0
+    cells: Sequence[tuple[int, int]] = CELLS,
+    seeds: int = 3,
+    deviation: float = 0.1,
+    seed: int = 0,
+    shared: bool = False,
 ) -> list[dict[str, Any]]:
-    """Of `RESULTS`. Runs differ by a shift of the logit; a problem is right where its rank is below the accuracy."""
+    """Of `RESULTS`. Runs differ by a shift of the logit; a problem is right where its rank is below the accuracy. Where
+    `shared`, runs of one size and seed begin with the same model, and the shift is that model's."""
     generator = np.random.default_rng(seed)
     ranks = generator.permutation((np.arange(PROBLEM_COUNT) + 0.5) / PROBLEM_COUNT)
     groups = [f"hand {number // 3}" for number in range(PROBLEM_COUNT)]
     found: list[dict[str, Any]] = []
+    begun: dict[str, float] = {}
     for width, samples in cells:
         parameters = PARAMETERS[width]
         for number in range(seeds):
-            shift = float(generator.normal(0.0, deviation))
+            beginning = f"w{width}-seed-{number}" if shared else f"w{width}-s{samples}-seed-{number}"
+            shift = begun.setdefault(beginning, float(generator.normal(0.0, deviation)))
             for generation in range(GENERATIONS + 1):
                 labels = math.fsum(label_step(parameters, samples, g) for g in range(1, generation + 1))
                 training = invested(parameters, samples, generation)
@@ -77,7 +84,8 @@ def rows(
                     "sweep": "world", "family": "three", "cell": f"w{width}-s{samples}", "seed": number,
                     "held_back": (width, samples) in HELD_BACK, "domain": "countdown",
                     "run": f"three-w{width}-s{samples}-seed-{number}", "generation": generation,
-                    "tag": f"gen/{generation}", "tag_object": "0", "code_revision": "0", "snapshot": "0",
+                    "tag": f"gen/{generation}", "tag_object": "0", "code_revision": "0",
+                    "snapshot": f"{beginning}/0" if generation == 0 else f"w{width}-s{samples}-{number}/{generation}",
                     "parameters": int(parameters), "hidden_size": width, "layers": 4, "label_budget": samples,
                     "label_flops": labels, "training_flops": training - labels, "reward_model_flops": 0.0,
                     "evaluation_flops": 0.0, "useful_flops": training, "seconds": 1.0,
