@@ -46,7 +46,7 @@ def sweep(
     name, wanted = definition.load(preset)
     folder, runs = (out or Path("sweeps") / name).absolute(), list(wanted.runs())
     terminal = display.Terminal(output.console(), output.console(stderr=True))
-    failed: FlywheelError | None = None
+    failed: list[FlywheelError] = []
     # The folder is locked as the registries in it are.
     with lock.hold(Registry(folder), "sweep"), stop.on_signals(), ExitStack() as inside:
         quiet_prefect()
@@ -59,6 +59,10 @@ def sweep(
         inside.enter_context(terminal.showing())
         inside.enter_context(progress.listening(terminal))
         running.prepare(wanted, folder)
+        if wanted.arena is not None:
+            from flows.sweeps import arena
+
+            arena.forget(folder, [run for run in runs if running.done(folder, run) is None])
         definition_json = wanted.model_dump(mode="json")
         if lacking:
             try:
@@ -66,13 +70,16 @@ def sweep(
             except Interrupted:
                 raise
             except FlywheelError as error:
-                failed = error
+                failed.append(error)
         rows, games = results.write(name, wanted, folder), None
         if wanted.arena is not None:
-            from flows.sweeps import arena
-
             if lacking:
-                games = arena.play_all(name, str(folder), definition_json, jobs)
+                try:
+                    games = arena.play_all(name, str(folder), definition_json, jobs)
+                except Interrupted:
+                    raise
+                except FlywheelError as error:
+                    failed.append(error)
             else:
                 games = write_table(folder / "games.parquet", arena.gathered(wanted.by_family(), folder, wanted.arena))
         left = sum(not one_run.complete(folder, run) for run in runs)
@@ -80,8 +87,8 @@ def sweep(
     words = f"{rows} rows in {folder}/results.parquet" + (f", {games:,} games in games.parquet" if games else "")
     again = f"\nRuns left: {left}. Call again to go on." if left else f"\nFits and figures: flywheel fit {folder}"
     output.show(as_json, document, words + "." + again)
-    if failed is not None:
-        raise failed
+    if failed:
+        raise type(failed[0])("\n".join(map(str, failed)))
 
 
 def _lacks(wanted: Sweep, folder: Path) -> bool:

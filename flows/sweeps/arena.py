@@ -101,24 +101,40 @@ def pairings(runs: list[Run], budgets: tuple[int, ...], perfect: bool) -> Iterat
 
 @flow(name="sweep arena", flow_run_name="arena of {sweep}", validate_parameters=False)
 def play_all(sweep: str, out: str, definition: dict[str, Any], jobs: int = 2) -> int:
-    """Play what is missing of each family whose runs are all made, in `jobs` processes, and write `games.parquet`; how
-    many games there are."""
+    """Play what is missing of each family, in `jobs` processes, and write `games.parquet`; how many games there are.
+
+    Seeds of which a run is still to be made wait for it; the others' games are played and count. Raises what failed,
+    once the games of all other families are written.
+    """
     del sweep
     root, wanted = Path(out), Sweep.model_validate(definition)
     assert wanted.arena is not None, "a sweep without an arena has no games"
     with closing(Tracker(Layout(root))) as tracker:
         clear(root)
         families: list[list[Run]] = []
-        for family in wanted.families:
-            runs = [run for run in wanted.runs() if run.family == family]
-            if all(running.done(root, run) == run.generations for run in runs):
-                families.append(runs)
-            else:
-                tracker.note(f"arena {family}: waits for its runs")
-        _play_apart(families, root, wanted, jobs, tracker)
-        games = gathered(families, root, wanted.arena)
+        for runs in wanted.by_family():
+            waiting = {run.seed for run in runs if running.done(root, run) != run.generations}
+            if waiting:
+                tracker.note(f"arena {runs[0].family}: runs of seed {', '.join(map(str, sorted(waiting)))} to be made")
+            if ready := [run for run in runs if run.seed not in waiting]:
+                families.append(ready)
+        failed = _play_apart(families, root, wanted, jobs, tracker)
+        whole = [runs for runs in families if not any(missing(run, runs, root, wanted.arena) for run in runs)]
+        games = gathered(whole, root, wanted.arena)
         write_table(root / "games.parquet", games)
+    if failed:
+        raise type(failed[0])("\n".join(map(str, failed)))
     return int(games.num_rows)
+
+
+def forget(out: Path, gone: Sequence[Run]) -> None:
+    """Drop the games of runs that have no generation any more: made anew, they may have other networks."""
+    names = {run.name for run in gone}
+    for path in (out / "arena").glob("*.parquet"):
+        held = list(itertools.chain.from_iterable(_read(path).values()))
+        kept = [row for row in held if not names & {row[side].partition("/gen/")[0] for side in ("first", "second")}]
+        if len(kept) < len(held):
+            write_table(path, pa.Table.from_pylist(kept, schema=GAMES))
 
 
 def clear(out: Path) -> None:
@@ -130,9 +146,11 @@ def clear(out: Path) -> None:
             left.unlink()
 
 
-def _play_apart(families: list[list[Run]], out: Path, wanted: Sweep, jobs: int, tracker: Tracker) -> None:
+def _play_apart(
+    families: list[list[Run]], out: Path, wanted: Sweep, jobs: int, tracker: Tracker
+) -> list[FlywheelError]:
     """Processes that each play every so manieth run of a family that lacks games, as imports and models are paid for
-    once in each."""
+    once in each; what failed. Raises Interrupted."""
     assert wanted.arena is not None
     definition = json.dumps(wanted.model_dump(mode="json"))
     pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
@@ -144,8 +162,7 @@ def _play_apart(families: list[list[Run]], out: Path, wanted: Sweep, jobs: int, 
                 arguments = {"names": lacking[part::jobs], "out": out, "definition": definition, "tracker": tracker}
                 futures.append(runner.submit(several_runs_play, arguments))
         wait(futures)
-        for future in futures:
-            future.result()
+        return running.failures(futures)
 
 
 @task(name="games", task_run_name="games of {names}", cache_policy=NO_CACHE)
@@ -166,6 +183,8 @@ def main(out: Path, wanted: Sweep, names: Sequence[str]) -> None:
     every = list(wanted.runs())
     (family,) = {run.family for run in every if run.name in names}
     runs = [run for run in every if run.family == family]
+    waiting = {run.seed for run in runs if running.done(out, run) != run.generations}
+    runs = [run for run in runs if run.seed not in waiting]
     with stop.on_signals(), _Players(out, runs) as players:
         for run in runs:
             if run.name in names:

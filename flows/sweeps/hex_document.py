@@ -38,7 +38,8 @@ def as_dict(fits: HexFits) -> dict[str, Any]:
     }  # fmt: skip
     document["tradeoffs"] = {
         str(size): {
-            "slope": line.slope, "elo_slope": line.elo_slope, "offset": line.offset, "exchange": line.exchange,
+            "slope": line.slope, "within": line.within, "elo_slope": line.elo_slope,
+            "offset": line.offset, "exchange": line.exchange,
             "root_mean_square": line.root_mean_square, "intervals": _intervals(intervals),
             "pairs": [
                 {"level": level, "train_flops": train, "test_flops": test, "residual": residual}

@@ -71,13 +71,15 @@ def _tradeoffs(fits: HexFits, path: Path) -> Path:
                 mine = line.pairs.levels == level
                 train, test = line.pairs.train_flops[mine], line.pairs.test_flops[mine]
                 axes.plot(train, test, "o", color=colours[level], ms=4)
-                ends = np.array([train.min(), train.max()])
-                axes.plot(ends, line.predict(ends, level), color=colours[level], lw=1.3)
+                ends = np.log10([train.min(), train.max()])
+                height = np.log10(test).mean() + line.within * (ends - np.log10(train).mean())
+                axes.plot(10.0**ends, 10.0**height, color=colours[level], lw=1.3)
             axes.set_xscale("log")
             axes.set_yscale("log")
             log_axis(axes.xaxis)
             log_axis(axes.yaxis)
-            axes.set_title(f"{size}x{size}: slope {line.slope:.2f}", fontsize=9.5, loc="left")
+            title = f"{size}x{size}: slope {line.within:.2f} within levels, {line.slope:.2f} over all"
+            axes.set_title(title, fontsize=9.5, loc="left")
             axes.set_xlabel("training FLOPs")
         columns[0].set_ylabel("FLOPs a move at play")
         scale(columns, every, "Elo")

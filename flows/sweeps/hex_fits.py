@@ -49,8 +49,8 @@ class Rated:
     anchor: str
     """Who stands at 0 Elo."""
     rows: list[dict[str, Any]]
-    """player, run, cell, seed, held_back, generation, budget, snapshot, parameters, label_flops, train_flops (label
-    search and training), test_flops (a move)."""
+    """player, run, cell, seed, held_back, generation, budget, snapshot, parameters, hidden_size, layers, label_flops,
+    train_flops (label search and training), test_flops (a move)."""
     elo: _Floats
     """[1 + draws, players]: by all games, then by those of resampled openings."""
     games: int
@@ -126,7 +126,7 @@ def fit(folder: Path, draws: int = 200, seed: int = 0) -> HexFits:
     if not rows or not games:
         raise InputError(
             f"{folder} holds no games of Hex; the sweep's file needs `arena:`, with budgets and openings, and "
-            "`flywheel sweep` plays them once a board's runs are made"
+            "`flywheel sweep` plays them once all runs of a board and a seed are made"
         )
     rated = [
         _rated(
@@ -140,6 +140,9 @@ def fit(folder: Path, draws: int = 200, seed: int = 0) -> HexFits:
         for size, family in _boards(rows, {game["family"] for game in games})
     ]
     fits = HexFits(rated, [], [], {}, {})
+    unplayed = {(row["size"], row["family"]) for row in rows} - {(each.size, each.family) for each in rated}
+    for size, family in sorted(unplayed):
+        fits.reasons[f"{family}, {size}x{size}"] = "no games yet: they are played once all runs of a seed are made"
     solved = [each for each in rated if each.solved]
     sets = {SOLVED: solved, ALL: rated} if 2 <= len(solved) < len(rated) else {ALL: rated}
     for budget in fits.budgets:
@@ -204,7 +207,8 @@ class _Choice:
     saturation: float = frontier.SATURATION
     flops: str = "train_flops"
     lowered: float = 0.0
-    cell: str | None = None
+    network: tuple[int, int] | None = None
+    """Width and layers: this one alone."""
 
 
 def _variants(boards: str, rated: list[Rated], budget: int) -> list[Variant]:
@@ -225,13 +229,14 @@ def _variants(boards: str, rated: list[Rated], budget: int) -> list[Variant]:
             _Choice(f"{one.size}x{one.size} and {other.size}x{other.size} alone", (one, other))
             for one, other in itertools.pairwise(rated)
         ]
-        shared = [(cell, [each for each in rated if cell in _cells(each)]) for cell in _cells(*rated)]
-        cell, having = max(shared, key=lambda each: len(each[1]))
-        where = ", ".join(f"{each.size}x{each.size}" for each in having)
-        choices.append(_Choice(f"one network for all, {cell}, on {where}", having, cell=cell))
+        for width, layers in sorted(set.union(*map(_networks, rated))):
+            having = [each for each in rated if (width, layers) in _networks(each)]
+            where = " and ".join(f"{each.size}x{each.size}" for each in having)
+            name = f"{where} alone, one network: {width} wide, {layers} layers"
+            choices.append(_Choice(name, having, network=(width, layers)))
     found = []
     for choice in choices:
-        points = _points(choice.rated, budget, 0, choice.flops, choice.lowered, choice.cell)
+        points = _points(choice.rated, budget, 0, choice.flops, choice.lowered, choice.network)
         try:
             fitted = frontier.fit_frontier(points, choice.saturation)
         except InputError:
@@ -241,10 +246,9 @@ def _variants(boards: str, rated: list[Rated], budget: int) -> list[Variant]:
     return found
 
 
-def _cells(*rated: Rated) -> list[str]:
-    """Cells that are not held back, the largest networks last."""
-    held = {row["cell"]: row["parameters"] for each in rated for row in each.rows if not row["held_back"]}
-    return sorted(held, key=lambda cell: int(held[cell]))
+def _networks(each: Rated) -> set[tuple[int, int]]:
+    """Width and layers of those that are not held back."""
+    return {(row["hidden_size"], row["layers"]) for row in each.rows if not row["held_back"]}
 
 
 def _rated(
@@ -265,6 +269,7 @@ def _rated(
                 "player": name, "run": row["run"], "cell": row["cell"], "seed": row["seed"],
                 "held_back": row["held_back"], "generation": row["generation"], "budget": row["budget"],
                 "snapshot": row["snapshot"], "parameters": row["parameters"],
+                "hidden_size": row["hidden_size"], "layers": row["layers"],
                 "label_flops": row["label_flops"], "train_flops": row["label_flops"] + row["training_flops"],
                 "test_flops": row["query_flops"],
             }  # fmt: skip
@@ -301,14 +306,14 @@ def _points(
     draw: int,
     flops: str = "train_flops",
     lowered: float = 0.0,
-    cell: str | None = None,
+    network: tuple[int, int] | None = None,
 ) -> Points:
-    """`lowered`: by how many Elo boards without perfect play are; `cell`: this one alone."""
+    """`lowered`: by how many Elo boards without perfect play are; `network`: this one alone."""
     chosen = [
         (each, k)
         for each in rated
         for k in each.select(budget).tolist()
-        if cell is None or each.rows[k]["cell"] == cell
+        if network in (None, (each.rows[k]["hidden_size"], each.rows[k]["layers"]))
     ]
     rows = [each.rows[k] for each, k in chosen]
     return Points(

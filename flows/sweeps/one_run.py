@@ -14,7 +14,7 @@ from flows import server, stop
 from flows.commands.running import make, quiet_prefect
 from flows.sweeps.definition import Run
 from flywheel import params as parameters
-from flywheel.errors import FlywheelError
+from flywheel.errors import FlywheelError, InputError
 from storage import lock
 from storage.layout import Layout
 from storage.registry import Registry
@@ -51,6 +51,12 @@ def main(root: Path, preset: str, legs: list[tuple[int, list[str]]], controls: l
                 head = opened.head_generation()
                 if head is None or head < end:
                     campaign(str(root), end - (head or 0), overrides)
+                    if (reached := opened.head_generation()) != end:
+                        # The next leg would make by its recipe what belongs to this one's.
+                        raise InputError(
+                            f"{root} stopped at gen/{reached} of {end}: a cap or a plateau under `campaign` ended it; "
+                            "leave those out of a sweep"
+                        )
             seed = parameters.load(opened.layout.params).seed
             for name in controls:
                 if not (opened.layout.controls / f"{name}-seed-{seed}.json").exists():

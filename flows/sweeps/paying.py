@@ -77,16 +77,18 @@ def shown(cells: list[Paid]) -> Paid:
 
 
 def _measured(rows: list[dict[str, Any]], groups: list[str]) -> tuple[Measured | None, int]:
-    """The generations that all seeds have, pooled; and how many seeds."""
+    """The generations of the seeds that have come farthest, pooled; and how many seeds those are."""
     by_seed: dict[int, dict[int, list[dict[str, Any]]]] = {}
     for row in rows:
         by_seed.setdefault(row["seed"], {}).setdefault(row["generation"], []).append(row)
+    last = max(row["generation"] for row in rows)
+    by_seed = {seed: held for seed, held in by_seed.items() if last in held}
     generations = sorted(set.intersection(*(set(held) for held in by_seed.values())))
     if generations[:1] != [0] or len(generations) < 2:
         return None, len(by_seed)
     models = []
     for generation in generations:
-        invested = np.mean([_invested(held[generation]) - _invested(held[0]) for held in by_seed.values()])
+        invested = np.mean([_invested(held, generation) for held in by_seed.values()])
         parts = [_columns(held[generation]) for held in by_seed.values()]
         columns: Columns = {
             key: (np.concatenate([part[key][0] for part in parts]), np.concatenate([part[key][1] for part in parts]))
@@ -98,9 +100,13 @@ def _measured(rows: list[dict[str, Any]], groups: list[str]) -> tuple[Measured |
     return held, len(by_seed)
 
 
-def _invested(rows: list[dict[str, Any]]) -> float:
-    row = rows[0]
-    return float(row["label_flops"] + row["training_flops"] + row["reward_model_flops"])
+def _invested(held: dict[int, list[dict[str, Any]]], generation: int) -> float:
+    """FLOPs since generation 0, and those of its reward model, which is for the search of those after it."""
+    if generation == 0:
+        return 0.0
+    first, row = held[0][0], held[generation][0]
+    trained = sum(row[name] - first[name] for name in ("label_flops", "training_flops"))
+    return float(trained + row["reward_model_flops"])
 
 
 def _columns(rows: list[dict[str, Any]]) -> Columns:

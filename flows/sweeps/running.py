@@ -71,12 +71,14 @@ def run_all(name: str, out: str, definition: dict[str, Any], jobs: int, hours: f
                 runner.submit(one_run, {"run": run, "out": root, "until": until, "tracker": tracker}) for run in waiting
             ]
             wait(futures)
-            _raise_failed(futures)
+            if failed := failures(futures):
+                raise type(failed[0])("\n".join(map(str, failed)))
     finally:
         tracker.close()
 
 
-def _raise_failed(futures: list[PrefectFuture[Any]]) -> None:
+def failures(futures: list[PrefectFuture[Any]]) -> list[FlywheelError]:
+    """What failed of those that are done. Raises Interrupted, and what is no FlywheelError."""
     failed: list[FlywheelError] = []
     for future in futures:
         try:
@@ -85,8 +87,7 @@ def _raise_failed(futures: list[PrefectFuture[Any]]) -> None:
             raise
         except FlywheelError as error:
             failed.append(error)
-    if failed:
-        raise type(failed[0])("\n".join(map(str, failed)))
+    return failed
 
 
 @task(name="run", task_run_name="{run.name}", cache_policy=NO_CACHE)

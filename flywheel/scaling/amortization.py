@@ -21,6 +21,8 @@ import numpy.typing as npt
 
 from flywheel.scaling.ways import Floats, Model
 
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -82,7 +84,8 @@ def reaching(model: Model, weights: Floats, target: float | Floats) -> Way:
     """The model with its least budget that reaches the target, in each draw."""
     accuracy, flops = model.means(weights)
     wanted = np.broadcast_to(np.asarray(target, dtype=np.float64), len(weights))
-    enough = accuracy >= wanted[:, None]
+    # A target that was itself interpolated may lie a rounding above two budgets of equal accuracy.
+    enough = accuracy >= wanted[:, None] - _ROUNDING
     reached: npt.NDArray[np.bool_] = np.any(enough, axis=1)
     above = np.where(reached, enough.argmax(axis=1), model.largest)
     # No mixture below one sample: a query is answered once at least.
@@ -225,5 +228,5 @@ def _against(way: Way, student_accuracy: float, student_flops: float, investment
         student_flops,
         investment_flops,
         investment_flops / saved if saved > 0 else None,
-        bool(way.reached[0]) and accuracy >= student_accuracy - 1e-12,
+        bool(way.reached[0]) and accuracy >= student_accuracy - _ROUNDING,
     )

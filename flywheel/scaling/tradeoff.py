@@ -6,7 +6,10 @@ Ten times the training saves 10^-a times the FLOPs of search at play. Jones's pr
 with board games*, arXiv 2104.03113; andyljones/boardlaw, analysis/data.py, `train_test` and `train_test_model`): for
 each of some levels of Elo, the least test FLOPs by which any agent with at most so much training is stronger, at each
 amount of training; a level ends once its cheapest test is reached; then least squares over the pairs of all levels.
-Three choices are not his:
+Beside his slope stands that within levels: the same regression with an offset c of each level's own, which asks nothing
+of how strength rises from level to level. On a plane the two agree; where Elo is not linear in the logarithms, as near
+perfect play or when weak and strong players differ in kind, his slope also answers for that bend. Three choices are
+not his:
 
 - Elo are means over the training seeds of a configuration, as in `flywheel.scaling.frontier`.
 - FLOPs are not rounded, where he does to a tenth of a decade. Those of test are the caller's: his carry the nodes of
@@ -19,7 +22,8 @@ residuals are not independent: intervals come from resampled points and not from
 
 Known error: budgets and snapshots come in steps, and a pair has up to a step more of both than would do, the pair at
 the least budget of a step of training. That shifts c, and flattens a: by 1 to 2 % on known planes with budgets a factor
-of 1.05 to 4 apart. All draws share it, so that no interval shows it.
+of 1.05 to 4 apart. All draws share it, so that no interval shows it. Where strength is no plane, his slope with few
+budgets may be off by far more; the one within levels is then the one to read.
 """
 
 from __future__ import annotations
@@ -96,13 +100,20 @@ class Tradeoff:
     offset: float
     """c"""
     pairs: Pairs
+    within: float
+    """a within levels."""
     residuals: Floats
     """Of each pair, in decades of test compute above the plane."""
 
     @property
     def exchange(self) -> float:
-        """By what factor ten times the training lowers the test compute."""
+        """By what factor ten times the training lowers the test compute, by `slope`."""
         return math.pow(10.0, -self.slope) if -self.slope < 308.0 else math.inf
+
+    @property
+    def exchange_within(self) -> float:
+        """The same by `within`."""
+        return math.pow(10.0, -self.within) if -self.within < 308.0 else math.inf
 
     @property
     def root_mean_square(self) -> float:
@@ -122,6 +133,7 @@ class TradeoffIntervals:
     slope: Interval
     elo_slope: Interval
     offset: Interval
+    within: Interval
     exchange: Interval
     unidentified: int
     """Draws left out as their slope could not be identified; many of them make the intervals too narrow."""
@@ -173,7 +185,18 @@ def fit_tradeoff(points: TradeoffPoints, levels: Sequence[float] = LEVELS) -> Tr
     design = np.stack([log_train, pairs.levels, np.ones(len(log_train))], axis=1)
     plane = np.linalg.lstsq(design, log_test)[0]
     slope, elo_slope, offset = plane.tolist()
-    return Tradeoff(slope, elo_slope, offset, pairs, log_test - design @ plane)
+    return Tradeoff(slope, elo_slope, offset, pairs, _within(pairs), log_test - design @ plane)
+
+
+def _within(pairs: Pairs) -> float:
+    """The slope with an offset of each level's own: that of deviations from the level's means."""
+    _, level_of = np.unique(pairs.levels, return_inverse=True)
+    counts = np.bincount(level_of)
+    train, test = (
+        values - (np.bincount(level_of, weights=values) / counts)[level_of]
+        for values in (np.log10(pairs.train_flops), np.log10(pairs.test_flops))
+    )
+    return float(train @ test / (train @ train))
 
 
 def resample_tradeoff_seeds(points: TradeoffPoints, generator: np.random.Generator) -> TradeoffPoints:
@@ -198,6 +221,7 @@ def tradeoff_intervals(
         percentiles(fitted.slope, [plane.slope for plane in planes]),
         percentiles(fitted.elo_slope, [plane.elo_slope for plane in planes]),
         percentiles(fitted.offset, [plane.offset for plane in planes]),
+        percentiles(fitted.within, [plane.within for plane in planes]),
         percentiles(fitted.exchange, [plane.exchange for plane in planes]),
         unidentified,
     )

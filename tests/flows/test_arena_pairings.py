@@ -131,6 +131,32 @@ def test_a_run_whose_games_were_cut_off_has_none_and_keeps_those_of_before(tmp_p
     assert set(play(both, tmp_path)) == set(asked(both)) - set(asked(old))
 
 
+def test_games_of_whole_seeds_count_while_another_seed_is_still_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = definition.Sweep.model_validate({
+        "preset": "hex-3", "seeds": [0, 1, 2], "arena": {"budgets": [0, 4], "openings": 3},
+        "families": {"f": {"cells": {"a": {}, "b": {}}, "legs": [{"generations": 1}]}},
+    })  # fmt: skip
+    whole = [run for run in sweep.runs() if run.seed < 2]
+    play(whole, tmp_path)
+    late = {"f-b-seed-2": 0}
+    monkeypatch.setattr(running, "done", lambda out, run: late.get(run.name, run.generations))
+    count = arena.play_all.fn("known", str(tmp_path), sweep.model_dump(mode="json"))
+    assert count == len(every_game(asked(whole), 3))
+    assert pq.read_table(tmp_path / "games.parquet").to_pylist() == gathered(whole, tmp_path)
+
+
+def test_games_of_a_run_that_is_gone_are_forgotten(tmp_path: Path) -> None:
+    runs = [a_run("a", 0), a_run("a", 1), a_run("b", 0)]
+    play(runs, tmp_path)
+    arena.forget(tmp_path, [runs[1]])
+    lacking = {pair for run in runs for pair in arena.missing(run, runs, tmp_path, SECTION)}
+    gone = {pair for pair in asked(runs) if any(who.startswith(f"{runs[1].name}/") for who in pair)}
+    assert lacking == gone
+    assert 0 < len(gone) < len(asked(runs))
+
+
 def test_the_flow_removes_what_a_kill_left_and_closes_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

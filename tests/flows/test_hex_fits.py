@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from flows.sweeps import arena, fitting, hex_figures, hex_fits, markdown, page, results, text_figures
@@ -224,6 +226,22 @@ def test_a_sweep_without_an_arena_is_told_what_its_file_needs(tables: Path, tmp_
         hex_fits.fit(folder, draws=10)
 
 
+def test_a_board_without_games_is_named(tables: Path, tmp_path: Path) -> None:
+    folder = changed(tables, tmp_path / "some", lambda row: {})
+    games = pq.read_table(folder / "games.parquet")
+    write_table(folder / "games.parquet", games.filter(pc.equal(games["family"], "4x4")))
+    found = hex_fits.fit(folder, draws=10)
+    assert found.reasons["5x5, 5x5"] == "no games yet: they are played once all runs of a seed are made"
+
+
+def test_one_network_is_one_of_one_width_and_depth(tables: Path, tmp_path: Path) -> None:
+    """Cells of one name that differ in depth are no network in common."""
+    names = {each.name for each in hex_fits.fit(tables, draws=10).variants}
+    assert "4x4 and 5x5 alone, one network: 32 wide, 2 layers" in names
+    deeper = changed(tables, tmp_path / "deeper", lambda row: {"layers": 4 if row["size"] == 5 else 2})
+    assert not any("network" in each.name for each in hex_fits.fit(deeper, draws=10).variants)
+
+
 def test_figures_show_however_many_boards_and_levels_there_are(tables: Path, tmp_path: Path) -> None:
     some = hex_fits.fit(tables, draws=10)
     levels = np.repeat(np.arange(-1500.0, 0.0, 100.0), 2)
@@ -232,7 +250,7 @@ def test_figures_show_however_many_boards_and_levels_there_are(tables: Path, tmp
         some,
         rated=[dataclasses.replace(some.rated[0], size=size) for size in range(3, 13)],
         frontiers=[],
-        tradeoffs={4: (Tradeoff(-0.5, 1e-3, 8.0, pairs, np.zeros(30)), None)},
+        tradeoffs={4: (Tradeoff(-0.5, 1e-3, 8.0, pairs, -0.6, np.zeros(30)), None)},
     )
     hex_figures.draw(many, tmp_path)
     drawn = (tmp_path / "frontier.svg").read_text(encoding="utf-8")

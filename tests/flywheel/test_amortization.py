@@ -98,6 +98,18 @@ def test_break_even_between_two_budgets() -> None:
     assert row.search_flops == pytest.approx((OLD.flops[:, 2].mean() + OLD.flops[:, 3].mean()) / 2)
 
 
+def test_of_two_budgets_that_solve_as_much_the_cheaper_is_enough() -> None:
+    """A target interpolated between them comes out a rounding too high."""
+    solved = np.array([[0.0, 0.3, 0.3]] * 7 + [[1.0, 0.7, 0.7]])
+    model = measured("m", 0.0, (1, 16, 64), solved, np.tile([1.0, 16.0, 64.0], (8, 1)))
+    ones = np.ones((1, 8))
+    accuracy, flops = (part[0] for part in model.means(ones))
+    assert accuracy[16] == accuracy[-1]
+    way = reaching(model, ones, float(np.nextafter(accuracy[16], 1.0)))
+    assert (way.flops[0], bool(way.reached[0])) == (pytest.approx(16.0), True)
+    assert flops[-1] == 64.0
+
+
 def test_no_payback_where_the_search_is_cheaper() -> None:
     row = at_equal_accuracy(OLD, 0.2, student_flops=110.0, investment_flops=1000.0)
     assert (row.budget, row.search_flops, row.queries) == (1.0, 110.0, None)

@@ -77,6 +77,24 @@ def test_residuals_are_those_of_the_plane_and_least() -> None:
     assert fitted.root_mean_square == pytest.approx(np.sqrt((fitted.residuals**2).mean()))
 
 
+def test_the_slope_within_levels_is_that_of_a_regression_with_an_offset_each() -> None:
+    fitted = fit_tradeoff(world(np.random.default_rng(3), noise=30.0, budget_step=4.0), LEVELS)
+    levels = np.unique(fitted.pairs.levels)
+    dummies = (fitted.pairs.levels[:, None] == levels).astype(float)
+    design = np.column_stack([np.log10(fitted.pairs.train_flops), dummies])
+    assert fitted.within == pytest.approx(np.linalg.lstsq(design, np.log10(fitted.pairs.test_flops))[0][0])
+    assert fitted.within == pytest.approx(SLOPE, rel=0.1)
+
+
+def test_where_strength_bends_only_the_slope_within_levels_stays() -> None:
+    """Elo squeezed towards perfect play: at every level the exchange is the same, from level to level it is not."""
+    plane = world(np.random.default_rng(0), noise=0.0, num_seeds=1, budget_step=4.0)
+    bent = dataclasses.replace(plane, elo=-1250.0 * (plane.elo / -1250.0) ** 3)
+    found = fit_tradeoff(bent, LEVELS)
+    assert found.within == pytest.approx(SLOPE, rel=0.05)
+    assert abs(found.slope - SLOPE) > 2 * abs(found.within - SLOPE)
+
+
 def test_pairs_are_the_least_test_flops_of_so_much_training() -> None:
     given = world(np.random.default_rng(4), noise=50.0, num_seeds=2)
     rows = []
