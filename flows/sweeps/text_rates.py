@@ -17,11 +17,15 @@ from flywheel.evaluation.intervals import Interval
 from flywheel.scaling.law import Floats, Law, exchange_rate
 from flywheel.scaling.uncertainty import Draws, interval_of
 
+SCALE = "parameters with training in proportion"
+"""A decade of both: a larger model that is trained on as many tokens."""
 PAIRS = (
     ("training", "runtime"), ("training", "parameters"), ("runtime", "parameters"),
-    ("search", "runtime"), ("search", "parameters"), ("search", "training"),
+    ("parameters", "training"), ("parameters", "runtime"), (SCALE, "runtime"),
+    ("search", "training"), ("search", "runtime"),
 )  # fmt: skip
-"""Given and got; those with an axis that the law lacks are left out."""
+"""Given and got; those with an axis that the law lacks are left out. Where more of what is given lowers accuracy, as a
+larger model may that is trained with as many FLOPs, the rate is negative: so much it takes of the other."""
 _MOVED = ("training", "runtime", "parameters")
 _MIDDLE = (0.05, 0.95)
 """Accuracies at which rates are told lie between these quantiles of the cells'."""
@@ -72,19 +76,25 @@ def rates(
     )
     centre = dict(zip(law.axes, (10.0**law.centres).tolist(), strict=True))
     movable = [axis for axis in _MOVED if axis in law.axes] or [*law.axes]
-    pairs = [(give, get) for give, get in PAIRS if give in law.axes and get in law.axes]
+    known = {*law.axes, *([SCALE] if {"parameters", "training"} <= {*law.axes} else [])}
+    pairs = [(give, get) for give, get in PAIRS if give in known and get in known]
     laws = [law, *(draws.laws() if draws is not None else ())]
     found = []
     for target in wanted:
         within = [axis for axis in movable if _within(law, law.at_accuracy(target, centre, axis))]
         moved = (within or movable)[0]
         points = [each.at_accuracy(target, centre, moved) for each in laws]
-        slopes = [None if point is None else each.slopes(point) for each, point in zip(laws, points, strict=True)]
+        slopes = [None if point is None else _slopes(each, point) for each, point in zip(laws, points, strict=True)]
         for give, get in pairs:
             told = np.array([math.nan if held is None else exchange_rate(held, give, get) for held in slopes])
             interval = interval_of(float(told[0]), told[1:])
             found.append(Rate(target, give, get, interval, len(laws) - 1, moved, not within))
     return tuple(found)
+
+
+def _slopes(law: Law, point: Mapping[str, float]) -> dict[str, float]:
+    found = law.slopes(point)
+    return found | {SCALE: found.get("parameters", 0.0) + found.get("training", 0.0)}
 
 
 def _within(law: Law, point: Mapping[str, float] | None) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.sweeps import definition, text_fits
+from flows.sweeps import definition, text_fits, text_rates
 from flows.sweeps.definition import Leg, Run
 from flows.sweeps.results import PROBLEMS, RESULTS, control_rows
 from flows.sweeps.text_calibration import calibrate
@@ -31,8 +31,9 @@ from tests.flows import text_worlds as world
 
 TRUE_RATES = {
     (give, get): world.SLOPES[give] / world.SLOPES[get]
-    for give, get in (("training", "runtime"), ("training", "parameters"), ("runtime", "parameters"))
-}
+    for give, get in (("training", "runtime"), ("training", "parameters"), ("runtime", "parameters"),
+                      ("parameters", "training"), ("parameters", "runtime"))
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,15 @@ def fits(made: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_exchange_rates_are_recovered(fits: TextFits) -> None:
-    told = [rate for rate in fits.rates if (rate.give, rate.get) in TRUE_RATES]
+    # A larger model that is trained as much more: both slopes together.
+    known = TRUE_RATES | {
+        (text_rates.SCALE, "runtime"): (world.SLOPES["parameters"] + world.SLOPES["training"]) / world.SLOPES["runtime"]
+    }
+    told = [rate for rate in fits.rates if (rate.give, rate.get) in known]
+    assert {(rate.give, rate.get) for rate in told} == {*known}
     assert len({rate.accuracy for rate in told}) >= 3
     for rate in told:
-        true = TRUE_RATES[rate.give, rate.get]
+        true = known[rate.give, rate.get]
         assert rate.decades.low <= true <= rate.decades.high, rate.words
         assert rate.decades.value == pytest.approx(true, rel=0.3)
     assert len([rate for rate in told if not rate.outside]) >= 0.6 * len(told)
