@@ -79,16 +79,22 @@ def held(folder: Path, section: Contest, draws: int) -> Held:
     for row in results.read(folder).to_pylist():
         budget = section.answers.get(row["cell"], 0)
         before = last.setdefault(row["cell"], {}).get(row["seed"])
-        asked_so = (row["metric"], row["budget"]) == (("pass", budget) if budget else ("greedy", 0))
+        # The tuned search is a control that answers as it does.
+        asked_so = row["metric"] == "best" or (row["metric"], row["budget"]) == (
+            ("pass", budget) if budget else ("greedy", 0)
+        )
         if asked_so and (before is None or row["generation"] >= before["generation"]):
             last[row["cell"]][row["seed"]] = row
-    wanted = results.asked(folder)
+    if not (wanted := results.asked(folder)):
+        raise InputError(f"{folder} does not say which runs its contest has; make its tables anew: flywheel sweep")
+    if section.reference not in last:
+        raise InputError(f"{folder} has no results of {section.reference}, which its contest compares with")
     missing = [
         f"{cell} with seed {seed}"
         for (cell, seed), generations in wanted.items()
         if last.get(cell, {}).get(seed, {}).get("generation") != generations
     ]
-    if missing or not wanted:
+    if missing:
         named = f"{', '.join(missing[:3])}{' and others' if missing[3:] else ''}"
         raise InputError(
             f"{len(missing)} of the {len(wanted)} runs and controls of {folder} are not done, {named}: let the sweep "
@@ -114,7 +120,7 @@ def held(folder: Path, section: Contest, draws: int) -> Held:
         contenders.append(
             Contender(
                 name,
-                section.answers.get(name, 0),
+                here[0]["budget"],
                 len(seeds),
                 _mean(here, "label_flops"),
                 _mean(here, "training_flops") + _mean(here, "reward_model_flops"),

@@ -165,7 +165,8 @@ def _tradeoffs(fits: HexFits) -> str:
             ],
             rows,
         )
-        + "\n\nJones 2021, on 9x9: slope -1.2, so that 10x training saves 15x at test; 0.004 decades an Elo."
+        + "\n\nResiduals and decades an Elo are those of the plane, the lines of the figure those within levels. Jones "
+        "2021, on 9x9: slope -1.2, so that 10x training saves 15x at test; 0.004 decades an Elo."
     )
 
 

@@ -34,7 +34,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from flywheel.errors import InputError
 from flywheel.evaluation.intervals import Interval
@@ -119,11 +118,6 @@ class Tradeoff:
     def root_mean_square(self) -> float:
         """Of the residuals, in decades."""
         return math.sqrt(float(np.mean(np.square(self.residuals))))
-
-    def predict(self, train_flops: npt.ArrayLike, elo: npt.ArrayLike) -> Floats:
-        """Test FLOPs with which so much training reaches an Elo below perfect play; shapes broadcast."""
-        decades = self.slope * np.log10(train_flops) + self.elo_slope * np.asarray(elo) + self.offset
-        return np.asarray(10.0**decades, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,22 @@ def test_a_contest_whose_runs_are_not_all_made_is_refused(tmp_path: Path) -> Non
         contest.held(written(tmp_path, ROWS, asked=short), PLAN, 20)
 
 
+def test_the_tuned_search_answers_as_it_does(tmp_path: Path) -> None:
+    tuned = [row("plan+tuned-search", seed, 2, [1, 1, 0, 0], 1.0) | {"metric": "best", "budget": 16} for seed in (0, 1)]
+    found = contest.held(written(tmp_path, [*ROWS, *tuned]), PLAN, 20)
+    assert [each.name for each in found.contenders] == ["best", "plan", "plan+tuned-search", "other"]
+
+
+def test_a_table_that_does_not_say_its_runs_or_has_no_reference_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path, ROWS)
+    with pytest.raises(InputError, match="no results of gone"):
+        contest.held(folder, Contest(reference="gone"), 20)
+    table = results.read(folder).replace_schema_metadata({"flywheel.contest": PLAN.model_dump_json()})
+    write_table(folder / "results.parquet", table)
+    with pytest.raises(InputError, match="does not say which runs"):
+        contest.held(folder, PLAN, 20)
+
+
 def test_cells_that_are_alike_tell_so(tmp_path: Path) -> None:
     """Equal outcomes in all draws: no regret by chance. Else what the highest of equal noisy means is too high by."""
     same = [row(cell, seed, 1, [1, 0, 1, seed], 8.0) for cell in ("plan", "other") for seed in range(2)]

@@ -56,7 +56,8 @@ def test_budgets_in_small_steps_give_the_constants_back() -> None:
     assert fitted.offset == pytest.approx(OFFSET, abs=0.3)
     assert fitted.exchange == pytest.approx(15.8, rel=0.04)
     assert fitted.root_mean_square < 0.02
-    assert fitted.predict([1e14, 1e15], -500.0) == pytest.approx([10**10.2, 10**9.0], rel=0.05)
+    assert fitted.within == pytest.approx(fitted.slope, rel=0.01)
+    assert fitted.exchange_within == pytest.approx(15.8, rel=0.04)
 
 
 def test_noisy_players_give_the_constants_back() -> None:
