@@ -34,6 +34,7 @@ def as_dict(fits: HexFits) -> dict[str, Any]:
             for budget in fits.budgets
         },
         "variants": [dataclasses.asdict(variant) for variant in fits.variants],
+        "tradeoff_variants": [dataclasses.asdict(variant) for variant in fits.tradeoff_variants],
         "not identified": fits.reasons,
     }  # fmt: skip
     document["tradeoffs"] = {

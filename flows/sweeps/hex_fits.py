@@ -97,6 +97,17 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class TradeoffVariant:
+    """A board's trade-off fitted to fewer players: does the slope hang on who plays?"""
+
+    size: int
+    name: str
+    slope: float
+    within: float
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
 class HexFits:
     """What a sweep of Hex says; a fit that the data cannot identify is left out, and `reasons` says why, by name."""
 
@@ -106,6 +117,7 @@ class HexFits:
     variants: list[Variant]
     tradeoffs: dict[int, tuple[Tradeoff, TradeoffIntervals | None]]
     """By board size."""
+    tradeoff_variants: list[TradeoffVariant]
     reasons: dict[str, str]
 
     @property
@@ -139,7 +151,7 @@ def fit(folder: Path, draws: int = 200, seed: int = 0) -> HexFits:
         )
         for size, family in _boards(rows, {game["family"] for game in games})
     ]
-    fits = HexFits(rated, [], [], {}, {})
+    fits = HexFits(rated, [], [], {}, [], {})
     unplayed = {(row["size"], row["family"]) for row in rows} - {(each.size, each.family) for each in rated}
     for size, family in sorted(unplayed):
         fits.reasons[f"{family}, {size}x{size}"] = "no games yet: they are played once all runs of a seed are made"
@@ -151,6 +163,7 @@ def fit(folder: Path, draws: int = 200, seed: int = 0) -> HexFits:
             fits.variants.extend(_variants(boards, chosen, budget))
     for each in rated:
         _fit_tradeoff(fits, each, draws, seed)
+        fits.tradeoff_variants.extend(_tradeoff_variants(each))
     return fits
 
 
@@ -196,6 +209,29 @@ def _fit_tradeoff(fits: HexFits, each: Rated, draws: int, seed: int) -> None:
     except InputError as error:
         fits.tradeoffs[each.size] = line, None
         fits.reasons[f"intervals of the {name}"] = str(error)
+
+
+def _tradeoff_variants(each: Rated) -> list[TradeoffVariant]:
+    """What the slopes would be with fewer players; those that identify none are left out."""
+    points = _tradeoff_points(each, 0)
+    budgets = np.unique(points.budgets)
+    sizes = np.array([each.rows[k]["parameters"] for k in each.select()])
+    choices = {
+        "as above": np.ones(len(sizes), np.bool_),
+        "without the network alone": points.budgets > 0,
+        "without the largest network": sizes < sizes.max(initial=0),
+        "every other budget": np.isin(points.budgets, budgets[::2]),
+    }
+    found = []
+    for name, keep in choices.items():
+        if not keep.any():
+            continue
+        try:
+            line = tradeoff.fit_tradeoff(points.take(np.flatnonzero(keep)), LEVELS)
+        except InputError:
+            continue
+        found.append(TradeoffVariant(each.size, name, line.slope, line.within, len(line.residuals)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

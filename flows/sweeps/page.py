@@ -36,7 +36,7 @@ def hex_section(fits: HexFits, pictures: Path) -> str:
         parts += [_frontiers(fits), _variants(fits)]
     if fits.tradeoffs:
         parts.append(f"![Least FLOPs a move that reach an Elo, against training FLOPs]({pictures / 'tradeoff.svg'})")
-        parts.append(_tradeoffs(fits))
+        parts += [_tradeoffs(fits), _tradeoff_variants(fits)]
     parts += [f"Not identified: {name}: {reason}." for name, reason in fits.reasons.items()]
     return "\n\n".join(parts)
 
@@ -167,6 +167,16 @@ def _tradeoffs(fits: HexFits) -> str:
         )
         + "\n\nResiduals and decades an Elo are those of the plane, the lines of the figure those within levels. Jones "
         "2021, on 9x9: slope -1.2, so that 10x training saves 15x at test; 0.004 decades an Elo."
+    )
+
+
+def _tradeoff_variants(fits: HexFits) -> str:
+    return table(
+        ["board", "players", "slope", "slope within levels", "pairs"],
+        [
+            [f"{each.size}x{each.size}", each.name, f"{each.slope:.2f}", f"{each.within:.2f}", f"{each.pairs}"]
+            for each in fits.tradeoff_variants
+        ],
     )
 
 

@@ -22,8 +22,8 @@ residuals are not independent: intervals come from resampled points and not from
 
 Known error: budgets and snapshots come in steps, and a pair has up to a step more of both than would do, the pair at
 the least budget of a step of training. That shifts c, and flattens a: by 1 to 2 % on known planes with budgets a factor
-of 1.05 to 4 apart. All draws share it, so that no interval shows it. Where strength is no plane, his slope with few
-budgets may be off by far more; the one within levels is then the one to read.
+of 1.05 to 4 apart. All draws share it, so that no interval shows it. Where strength is no plane, both slopes
+hang on which players there are, by far more than that.
 """
 
 from __future__ import annotations

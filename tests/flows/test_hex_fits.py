@@ -226,6 +226,16 @@ def test_a_sweep_without_an_arena_is_told_what_its_file_needs(tables: Path, tmp_
         hex_fits.fit(folder, draws=10)
 
 
+def test_the_tradeoff_is_told_with_fewer_players_too(tables: Path) -> None:
+    fits = hex_fits.fit(tables, draws=10)
+    for size, (line, _) in fits.tradeoffs.items():
+        told = {each.name: each for each in fits.tradeoff_variants if each.size == size}
+        assert (told["as above"].slope, told["as above"].within) == (line.slope, line.within)
+        for name in told.keys() - {"as above"}:
+            assert told[name].slope != line.slope, name
+    assert "| without the largest network |" in page.hex_section(fits, Path())
+
+
 def test_a_board_without_games_is_named(tables: Path, tmp_path: Path) -> None:
     folder = changed(tables, tmp_path / "some", lambda row: {})
     games = pq.read_table(folder / "games.parquet")
