@@ -16,6 +16,8 @@ A message says what was got, what was expected, and what to do. A malformed *att
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class FlywheelError(Exception):
     """Root of the tree: the work failed."""
@@ -64,3 +66,12 @@ class Interrupted(FlywheelError):  # noqa: N818
     """Stopped on request. Finished shards and checkpoints are kept."""
 
     exit_code = 130
+
+
+def joined(failed: Sequence[FlywheelError]) -> FlywheelError:
+    """One error that says what all of several say, with the first one's exit code; the only one as it is."""
+    if len(failed) == 1:
+        return failed[0]
+    error = FlywheelError("\n".join(map(str, failed)))
+    error.exit_code = failed[0].exit_code
+    return error

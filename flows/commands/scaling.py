@@ -37,7 +37,7 @@ def sweep(
     """
     from flows import display, progress, server, stop
     from flows.sweeps import definition, one_run
-    from flywheel.errors import FlywheelError, Interrupted
+    from flywheel.errors import FlywheelError, Interrupted, joined
     from storage import lock
     from storage.layout import Layout
     from storage.registry import Registry
@@ -88,7 +88,7 @@ def sweep(
     again = f"\nRuns left: {left}. Call again to go on." if left else f"\nFits and figures: flywheel fit {folder}"
     output.show(as_json, document, words + "." + again)
     if failed:
-        raise type(failed[0])("\n".join(map(str, failed)))
+        raise joined(failed)
 
 
 def _lacks(wanted: Sweep, folder: Path) -> bool:

@@ -37,7 +37,7 @@ from flows.apart import run_module
 from flows.progress import Tracker
 from flows.sweeps import running
 from flows.sweeps.definition import Arena, Run, Sweep
-from flywheel.errors import FlywheelError
+from flywheel.errors import FlywheelError, joined
 from flywheel.evaluation import arena
 from flywheel.models import board_net
 from flywheel.problems.hex_positions import games_of
@@ -113,17 +113,18 @@ def play_all(sweep: str, out: str, definition: dict[str, Any], jobs: int = 2) ->
         clear(root)
         families: list[list[Run]] = []
         for runs in wanted.by_family():
-            waiting = {run.seed for run in runs if running.done(root, run) != run.generations}
-            if waiting:
-                tracker.note(f"arena {runs[0].family}: runs of seed {', '.join(map(str, sorted(waiting)))} to be made")
-            if ready := [run for run in runs if run.seed not in waiting]:
+            ready = running.ready(root, runs)
+            if len(ready) < len(runs):
+                waiting = sorted({run.seed for run in runs} - {run.seed for run in ready})
+                tracker.note(f"arena {runs[0].family}: runs of seed {', '.join(map(str, waiting))} to be made")
+            if ready:
                 families.append(ready)
         failed = _play_apart(families, root, wanted, jobs, tracker)
         whole = [runs for runs in families if not any(missing(run, runs, root, wanted.arena) for run in runs)]
         games = gathered(whole, root, wanted.arena)
         write_table(root / "games.parquet", games)
     if failed:
-        raise type(failed[0])("\n".join(map(str, failed)))
+        raise joined(failed)
     return int(games.num_rows)
 
 
@@ -182,9 +183,7 @@ def main(out: Path, wanted: Sweep, names: Sequence[str]) -> None:
     assert wanted.arena is not None
     every = list(wanted.runs())
     (family,) = {run.family for run in every if run.name in names}
-    runs = [run for run in every if run.family == family]
-    waiting = {run.seed for run in runs if running.done(out, run) != run.generations}
-    runs = [run for run in runs if run.seed not in waiting]
+    runs = running.ready(out, [run for run in every if run.family == family])
     with stop.on_signals(), _Players(out, runs) as players:
         for run in runs:
             if run.name in names:

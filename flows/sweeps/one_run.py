@@ -53,9 +53,10 @@ def main(root: Path, preset: str, legs: list[tuple[int, list[str]]], controls: l
                     campaign(str(root), end - (head or 0), overrides)
                     if (reached := opened.head_generation()) != end:
                         # The next leg would make by its recipe what belongs to this one's.
+                        made = "nothing" if reached is None else f"gen/{reached}"
                         raise InputError(
-                            f"{root} stopped at gen/{reached} of {end}: a cap or a plateau under `campaign` ended it; "
-                            "leave those out of a sweep"
+                            f"{root} ended with {made} of {end} generations: a cap or a plateau under `campaign` "
+                            "stopped it; leave those out of a sweep"
                         )
             seed = parameters.load(opened.layout.params).seed
             for name in controls:

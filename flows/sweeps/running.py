@@ -23,7 +23,7 @@ from flows.apart import run_module
 from flows.progress import Tracker
 from flows.sweeps.definition import Run, Sweep
 from flows.sweeps.one_run import complete, done, folder
-from flywheel.errors import FlywheelError, InputError, Interrupted
+from flywheel.errors import FlywheelError, InputError, Interrupted, joined
 from storage.layout import Layout
 from storage.tables import replace_text
 
@@ -72,7 +72,7 @@ def run_all(name: str, out: str, definition: dict[str, Any], jobs: int, hours: f
             ]
             wait(futures)
             if failed := failures(futures):
-                raise type(failed[0])("\n".join(map(str, failed)))
+                raise joined(failed)
     finally:
         tracker.close()
 
@@ -88,6 +88,12 @@ def failures(futures: list[PrefectFuture[Any]]) -> list[FlywheelError]:
         except FlywheelError as error:
             failed.append(error)
     return failed
+
+
+def ready(out: Path, runs: list[Run]) -> list[Run]:
+    """Those of a family whose seed has all of its runs made."""
+    waiting = {run.seed for run in runs if done(out, run) != run.generations}
+    return [run for run in runs if run.seed not in waiting]
 
 
 @task(name="run", task_run_name="{run.name}", cache_policy=NO_CACHE)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from flows.sweeps import arena, fitting, hex_figures, hex_fits, markdown, page, results, text_figures
+from flows.sweeps import arena, fitting, hex_figures, hex_fits, markdown, page, paying, results, text_figures
 from flows.sweeps.text_calibration import Calibration
 from flywheel.errors import InputError
 from flywheel.evaluation.intervals import Interval
@@ -250,6 +250,28 @@ def test_one_network_is_one_of_one_width_and_depth(tables: Path, tmp_path: Path)
     assert "4x4 and 5x5 alone, one network: 32 wide, 2 layers" in names
     deeper = changed(tables, tmp_path / "deeper", lambda row: {"layers": 4 if row["size"] == 5 else 2})
     assert not any("network" in each.name for each in hex_fits.fit(deeper, draws=10).variants)
+
+
+def test_a_seed_that_has_not_come_as_far_is_left_out_of_what_is_paid(tables: Path, tmp_path: Path) -> None:
+    whole = paying.paid(tables, 20)
+    rows = results.read(tables).to_pylist()
+    last = max(row["generation"] for row in rows)
+    short = [row for row in rows if row["seed"] != 1 or row["generation"] < last]
+    folder = changed(tables, tmp_path / "short", lambda row: {})
+    write_table(folder / "results.parquet", pa.Table.from_pylist(short, schema=results.RESULTS))
+    found = paying.paid(folder, 20)
+    assert [each.cell for each in found] == [each.cell for each in whole]
+    for each, before in zip(found, whole, strict=True):
+        assert each.seeds == before.seeds - 1
+        assert each.document["rows"][-1]["name"] == before.document["rows"][-1]["name"] == f"gen/{last}"
+
+
+def test_a_reward_model_of_generation_0_is_paid_for(tables: Path, tmp_path: Path) -> None:
+    folder = changed(tables, tmp_path / "guided", lambda row: {"reward_model_flops": 1e6})
+    for each, before in zip(paying.paid(folder, 20), paying.paid(tables, 20), strict=True):
+        more = [one["investment_flops"] - other["investment_flops"]
+                for one, other in zip(each.document["rows"], before.document["rows"], strict=True)]  # fmt: skip
+        assert more == pytest.approx([0.0, *[1e6] * (len(more) - 1)])
 
 
 def test_figures_show_however_many_boards_and_levels_there_are(tables: Path, tmp_path: Path) -> None:

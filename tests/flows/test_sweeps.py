@@ -311,6 +311,17 @@ def test_a_run_that_fails_is_named_and_costs_the_others_nothing(swept: Swept, tm
     assert set(pq.read_table(out / "results.parquet")["run"].to_pylist()) == {"3x3-w4-seed-0", "3x3-w8-seed-0"}
 
 
+def test_a_run_that_a_cap_ends_is_an_error_and_no_next_leg_begins(tmp_path: Path) -> None:
+    """The next leg would make by its own recipe what the table counts to the one before."""
+    capped = SMALL.replace("seeds: [0, 1]", "seeds: [0]").replace(
+        "shards: 1\n", "shards: 1\n  campaign.max_flops: 1.0\n"
+    )
+    done = flywheel("sweep", written(tmp_path, capped), "-o", tmp_path / "out", code=2)
+    assert done.stderr.count("ended with gen/0 of 1 generations: a cap or a plateau under `campaign`") >= 1
+    assert Registry.open(tmp_path / "out" / "runs" / "3x3-w4-seed-0").head_generation() == 0
+    assert "Runs left: 2." in done.stdout
+
+
 def _tag(registry: Path, generation: int) -> str:
     """The object of a generation's tag."""
     command = ["git", "rev-parse", f"gen/{generation:04d}"]
