@@ -74,17 +74,18 @@ def run(registry: Registry, *arguments: str) -> str:
         "DO_NOT_TRACK": "1",
         "DVC_SITE_CACHE_DIR": str(registry.layout.local / "dvc"),
     }
-    result = subprocess.run(
-        # -P: the registry's folders must not stand in for Python packages of the same name.
-        [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", *arguments],
-        cwd=registry.root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        env=git.environment(**settings),
-        pass_fds=lock.inherited(registry.root),
-        start_new_session=True,
-    )
+    with lock.lent(registry.root) as descriptors:
+        result = subprocess.run(
+            # -P: the registry's folders must not stand in for Python packages of the same name.
+            [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", *arguments],
+            cwd=registry.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            env=git.environment(**settings),
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
     if result.returncode != 0:
         raise git.failed("dvc", registry.root, arguments, result)
     return result.stdout.decode("utf-8", "replace")

@@ -70,16 +70,17 @@ def attempt(root: Path, *arguments: str) -> str | None:
 
 def _execute(root: Path, arguments: tuple[str, ...], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(
-            ["git", *_FLAGS, *arguments],
-            cwd=root,
-            input=stdin,
-            capture_output=True,
-            check=False,
-            env=environment(),
-            pass_fds=lock.inherited(root),
-            start_new_session=True,
-        )
+        with lock.lent(root) as descriptors:
+            return subprocess.run(
+                ["git", *_FLAGS, *arguments],
+                cwd=root,
+                input=stdin,
+                capture_output=True,
+                check=False,
+                env=environment(),
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
     except FileNotFoundError:
         if root.is_dir():
             raise InputError(no_git()) from None

@@ -29,6 +29,7 @@ _ORPHAN_SECONDS = 60.0
 """How long it tries when the recorded process is dead: a git or DVC child of it is about to end."""
 
 _held: dict[Path, int] = {}
+_lent: set[int] = set()
 _guard = threading.Lock()
 
 
@@ -36,7 +37,7 @@ _guard = threading.Lock()
 def hold(registry: Registry, purpose: str) -> Iterator[None]:
     """Hold the registry for writing. Raises RegistryBusy, which names the holder, if another has it."""
     path = registry.layout.lock
-    if inherited(registry.root):
+    if registry.root in _held:
         raise RegistryBusy(f"this process (PID {os.getpid()}) already holds {registry.root}; it asked for it twice")
     descriptor = _acquire(path)
     try:
@@ -49,17 +50,16 @@ def hold(registry: Registry, purpose: str) -> Iterator[None]:
         yield
     finally:
         with _guard:
-            mine = _held.pop(registry.root, None)
-        if mine is not None:  # not so in a forked child, which let go of it at once
-            os.ftruncate(descriptor, 0)
-            # Closed, not unlocked: unlocking would take it from a child that is still at work.
-            os.close(descriptor)
+            if _held.pop(registry.root, None) is not None:  # not so in a forked child, which let go of it at once
+                os.ftruncate(descriptor, 0)
+                # Closed, not unlocked: unlocking would take it from a child that is still at work.
+                os.close(descriptor)
 
 
 @contextmanager
 def ensure(registry: Registry, purpose: str) -> Iterator[None]:
     """Within `hold` of this process: nothing more. Elsewhere: `hold`."""
-    if inherited(registry.root):
+    if registry.root in _held:
         yield
         return
     with hold(registry, purpose):
@@ -83,10 +83,20 @@ def holder(registry: Registry) -> dict[str, Any] | None:
     return None
 
 
-def inherited(root: Path) -> tuple[int, ...]:
-    """The descriptors that a child working on the registry at `root` must inherit (`pass_fds`)."""
-    descriptor = _held.get(root)
-    return () if descriptor is None else (descriptor,)
+@contextmanager
+def lent(root: Path) -> Iterator[tuple[int, ...]]:
+    """The descriptors that a child working on the registry at `root` must inherit (`pass_fds`), for as long as it takes
+    to start it. They are copies: the thread that holds the registry may let go of it at any moment."""
+    with _guard:
+        copies = (os.dup(_held[root]),) if root in _held else ()
+        _lent.update(copies)
+    try:
+        yield copies
+    finally:
+        with _guard:
+            for copy in _lent.intersection(copies):  # none in a forked child, which let go of them at once
+                _lent.remove(copy)
+                os.close(copy)
 
 
 def _acquire(path: Path) -> int:
@@ -168,9 +178,11 @@ def _boot() -> str:
 
 def _let_go_after_fork() -> None:
     # A forked worker must not keep the lock of a parent that died.
-    for descriptor in _held.values():
+    for descriptor in (*_held.values(), *_lent):
         os.close(descriptor)
     _held.clear()
+    _lent.clear()
+    _guard.release()
 
 
-os.register_at_fork(after_in_child=_let_go_after_fork)
+os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_let_go_after_fork)

@@ -200,17 +200,18 @@ def _run(registry: Registry, remote: Remote, work: str, md5s: list[str], what: s
     }
     shown = Shown(f"{_VERBS[work]} {what}")
     with tempfile.TemporaryFile() as noise:
-        child = subprocess.Popen(
-            # -P: the registry's folders must not stand in for Python packages of the same name.
-            [sys.executable, "-P", str(_CHILD)],
-            cwd=registry.root,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=noise,
-            env=git.environment(DVC_NO_ANALYTICS="1", DO_NOT_TRACK="1"),
-            pass_fds=lock.inherited(registry.root),
-            start_new_session=True,
-        )
+        with lock.lent(registry.root) as descriptors:
+            child = subprocess.Popen(
+                # -P: the registry's folders must not stand in for Python packages of the same name.
+                [sys.executable, "-P", str(_CHILD)],
+                cwd=registry.root,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=noise,
+                env=git.environment(DVC_NO_ANALYTICS="1", DO_NOT_TRACK="1"),
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
         try:
             answer = _talk(child, request, shown)
         finally:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ from storage.registry import Registry
 registry = Registry.open(Path(sys.argv[1]))
 with lock.hold(registry, "a test run"):
     if sys.argv[2] == "orphan":
-        subprocess.Popen(["sleep", "1.5"], pass_fds=lock.inherited(registry.root), stdout=subprocess.DEVNULL)
+        with lock.lent(registry.root) as descriptors:
+            subprocess.Popen(["sleep", "1.5"], pass_fds=descriptors, stdout=subprocess.DEVNULL)
     print("held", flush=True)
     time.sleep(60)
 """
@@ -78,12 +80,29 @@ def test_the_lock_is_released_and_its_file_stays(fresh: Callable[[int], Registry
     assert registry.layout.lock.read_text(encoding="utf-8") == ""
 
 
+def test_a_child_may_be_starting_while_another_thread_lets_go(fresh: Callable[[int], Registry]) -> None:
+    registry = fresh(0)
+    with ExitStack() as holding:
+        holding.enter_context(lock.hold(registry, "writer"))
+        with lock.lent(registry.root) as descriptors:
+            holding.close()
+            child = subprocess.Popen(["sleep", "60"], pass_fds=descriptors)
+    try:
+        assert lock.holder(registry) is not None, "the child keeps it"
+    finally:
+        child.kill()
+        child.wait()
+    assert lock.holder(registry) is None
+    with lock.lent(registry.root) as descriptors:
+        assert descriptors == ()
+
+
 def test_holding_twice_is_refused_but_ensure_joins(fresh: Callable[[int], Registry]) -> None:
     registry = fresh(0)
     with lock.hold(registry, "outer"):
         with lock.ensure(registry, "inner"):
-            assert lock.inherited(registry.root)
-        assert lock.inherited(registry.root), "ensure must not let go of what it did not take"
+            assert lock.holder(registry) is not None
+        assert lock.holder(registry) is not None, "ensure must not let go of what it did not take"
         with pytest.raises(RegistryBusy, match="asked for it twice"):
             lock.hold(registry, "again").__enter__()
     with lock.ensure(registry, "alone"):
@@ -93,7 +112,7 @@ def test_holding_twice_is_refused_but_ensure_joins(fresh: Callable[[int], Regist
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_worker_does_not_keep_it(fresh: Callable[[int], Registry]) -> None:
     registry = fresh(0)
-    with lock.hold(registry, "parent"):
+    with lock.hold(registry, "parent"), lock.lent(registry.root):
         child = os.fork()
         if child == 0:
             time.sleep(30)
