@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, model_validator
@@ -60,6 +60,8 @@ def _seen_from(folder: Path, name: str, value: Any) -> Any:
 
 Changes = Annotated[dict[str, Any], AfterValidator(_usable)]
 """Params by dotted name, as with `--set`."""
+ControlName = Literal["no-search", "ceiling", "tuned-search"]
+"""Those of `flows.controls`, which imports Prefect: too early here, before its server runs."""
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.]*(-[a-z0-9.]+)*$")]
 
 
@@ -75,8 +77,8 @@ class Family(Section):
     cells: dict[_Name, Changes]
     legs: list[Leg]
     held_back: tuple[_Name, ...] = ()
-    controls: tuple[str, ...] = ()
-    """Text domains: names of `flows.controls.NAMES`."""
+    controls: tuple[ControlName, ...] = ()
+    """Text domains."""
 
 
 class Arena(Section):
@@ -118,11 +120,6 @@ class Sweep(Section):
                 raise ValueError(f"family {name} needs a cell and a leg at least")
             if unknown := sorted(set(family.held_back) - set(family.cells)):
                 raise ValueError(f"family {name} holds back {', '.join(unknown)}, which are no cells of it")
-            if family.controls:
-                from flows.controls import NAMES
-
-                if unknown := sorted(set(family.controls) - set(NAMES)):
-                    raise ValueError(f"family {name}: got controls {', '.join(unknown)}, expected {', '.join(NAMES)}")
         cells = [cell for family in self.families.values() for cell in family.cells]
         if self.contest is not None:
             named = [self.contest.reference, *self.contest.answers]

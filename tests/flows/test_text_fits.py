@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from flows import controls
 from flows.sweeps import definition, text_fits, text_rates
 from flows.sweeps.definition import Leg, Run
 from flows.sweeps.results import PROBLEMS, RESULTS, control_rows
@@ -272,10 +275,22 @@ def test_controls_of_a_sweep_are_known_ones_and_no_part_of_its_recipes(tmp_path:
     with_control = loaded("smoke", "no-search")
     assert with_control.controls == ("no-search",)
     assert with_control.digest() == loaded("smoke", "").digest()
-    with pytest.raises(ConfigError, match="got controls none-such, expected no-search"):
+    with pytest.raises(ConfigError, match=r"controls.0: got 'none-such'.*'no-search'"):
         loaded("smoke", "none-such")
     with pytest.raises(InputError, match="domain hex"):
         loaded("hex-3", "no-search")
+    assert get_args(definition.ControlName) == controls.NAMES
+
+
+def test_definitions_load_before_prefect(tmp_path: Path) -> None:
+    # Prefect reads its settings when it is imported: the address of the server, how much it logs.
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP.format(preset="smoke", controls="no-search"))
+    script = (
+        "import sys; from flows.sweeps import definition; definition.load(sys.argv[1]); print('prefect' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def no_tables(folder: Path) -> None:
