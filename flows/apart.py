@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 
 from flows import processes, stop
-from flows.processes import Process
-from flows.serve_api import end_with
+from flows.processes import Process, end_with
 from flywheel.errors import FlywheelError, InputError
 
 _POLL_SECONDS = 0.1

@@ -7,12 +7,14 @@ time and boot, so that nothing is ever signalled that Flywheel did not start.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -85,6 +87,24 @@ def base_environment() -> dict[str, str]:
         environment[name] = ",".join(dict.fromkeys([*hosts, HOST, "localhost"]))
     quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return environment | quiet | {"PYTHONUNBUFFERED": "1"}
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, or look every second where the kernel cannot (macOS);
+    leave at once if it is dead already."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        raise SystemExit(f"the process {parent} that asked for this one is gone")
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stop(process: Process, seconds: float = 10.0) -> None:

@@ -8,14 +8,8 @@ Everything else is set by the environment: see `flows.server.settings`.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
-import signal
-import sys
-import threading
-import time
 
-from flows.processes import HOST
+from flows.processes import HOST, end_with
 
 
 def main() -> None:
@@ -32,24 +26,6 @@ def main() -> None:
 
     # A client that keeps its connection open must not hold up the end.
     uvicorn.run(create_app(), host=HOST, port=arguments.port, log_level="warning", timeout_graceful_shutdown=2)
-
-
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, or look every second where the kernel cannot (macOS);
-    leave at once if it is dead already."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:
-        raise SystemExit(f"the process {parent} that asked for this server is gone")
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
