@@ -22,7 +22,7 @@ run: setup ## Five generations of Countdown: a model that overtakes its own sear
 	$(BIN)/flywheel run
 
 test: lint ## What CI runs
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
