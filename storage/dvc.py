@@ -6,11 +6,16 @@ process. Calls wait for another DVC of the user's (`--wait-for-lock`) rather tha
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flywheel.errors import FlywheelError
+from flywheel.errors import FlywheelError, StorageFull
 from storage import cache, git, lock
 
 if TYPE_CHECKING:
@@ -28,6 +33,13 @@ CONFIG = """\
 """
 LINKS = "hardlink,symlink,copy"
 """Linked read-only where the file system can; nothing is ever edited in place."""
+# -P: the registry's folders must not stand in for Python packages of the same name.
+PROGRAM = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
+_FULL_BYTES = 2**20
+"""With less than this DVC's databases may not grow."""
+_LOOK_SECONDS = 1.0
+_LOOKS = 5
+"""For so many looks in a row there is no space, and DVC has not ended, before it is ended."""
 
 
 def commit(registry: Registry) -> None:
@@ -74,18 +86,43 @@ def run(registry: Registry, *arguments: str) -> str:
         "DO_NOT_TRACK": "1",
         "DVC_SITE_CACHE_DIR": str(registry.layout.local / "dvc"),
     }
+    command = [*PROGRAM, *arguments]
     with lock.lent(registry.root) as descriptors:
-        result = subprocess.run(
-            # -P: the registry's folders must not stand in for Python packages of the same name.
-            [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", *arguments],
+        child = subprocess.Popen(
+            command,
             cwd=registry.root,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=git.environment(**settings),
             pass_fds=descriptors,
             start_new_session=True,
         )
+    with child:
+        try:
+            out, err = _heard(child, registry.root, arguments[0])
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            raise
+    result = subprocess.CompletedProcess(command, child.returncode, out, err)
     if result.returncode != 0:
         raise git.failed("dvc", registry.root, arguments, result)
     return result.stdout.decode("utf-8", "replace")
+
+
+def _heard(child: subprocess.Popen[bytes], root: Path, verb: str) -> tuple[bytes, bytes]:
+    """What a child says until it ends. Raises StorageFull where it works on while there is no space.
+
+    DVC would never end: its notes are in diskcache, which asks an SQLite that cannot write again, at once and for ever.
+    """
+    looks = 0
+    while True:
+        try:
+            return child.communicate(timeout=_LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            looks = looks + 1 if shutil.disk_usage(root).free < _FULL_BYTES else 0
+            if looks == _LOOKS:
+                raise StorageFull(
+                    f"no space left while `dvc {verb}` wrote to {root}; free some and run again"
+                ) from None

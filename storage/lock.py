@@ -29,7 +29,8 @@ _ORPHAN_SECONDS = 60.0
 """How long it tries when the recorded process is dead: a git or DVC child of it is about to end."""
 
 _held: dict[Path, int] = {}
-_lent: set[int] = set()
+_open: set[int] = set()
+"""Every descriptor of a lock file, for a fork to close."""
 _guard = threading.Lock()
 
 
@@ -50,10 +51,13 @@ def hold(registry: Registry, purpose: str) -> Iterator[None]:
         yield
     finally:
         with _guard:
-            if _held.pop(registry.root, None) is not None:  # not so in a forked child, which let go of it at once
+            mine = _held.pop(registry.root, None)
+        if mine is not None:  # not so in a forked child, which let go of it at once
+            try:
                 os.ftruncate(descriptor, 0)
+            finally:
                 # Closed, not unlocked: unlocking would take it from a child that is still at work.
-                os.close(descriptor)
+                _close(descriptor)
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def holder(registry: Registry) -> dict[str, Any] | None:
     """Who holds the registry now: {"pid", "host", "purpose", "since"}; None if nobody does."""
     path = registry.layout.lock
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = _opened(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
@@ -79,30 +83,42 @@ def holder(registry: Registry) -> dict[str, Any] | None:
         body = _body(path)
         return {name: body.get(name) for name in ("pid", "host", "purpose", "since")}
     finally:
-        os.close(descriptor)
+        _close(descriptor)
     return None
 
 
 @contextmanager
 def lent(root: Path) -> Iterator[tuple[int, ...]]:
-    """The descriptors that a child working on the registry at `root` must inherit (`pass_fds`), for as long as it takes
-    to start it. They are copies: the thread that holds the registry may let go of it at any moment."""
+    """The descriptors that a child working on the registry at `root` must inherit (`pass_fds`), kept open until it
+    has started. They are copies: the thread that holds the registry may let go of it at any moment."""
     with _guard:
         copies = (os.dup(_held[root]),) if root in _held else ()
-        _lent.update(copies)
+        _open.update(copies)
     try:
         yield copies
     finally:
-        with _guard:
-            for copy in _lent.intersection(copies):  # none in a forked child, which let go of them at once
-                _lent.remove(copy)
-                os.close(copy)
+        for copy in copies:
+            _close(copy)
+
+
+def _opened(path: Path, flags: int) -> int:
+    with _guard:
+        descriptor = os.open(path, flags, 0o644)
+        _open.add(descriptor)
+    return descriptor
+
+
+def _close(descriptor: int) -> None:
+    with _guard:
+        if descriptor in _open:  # not so in a forked child, which closed it at once
+            _open.remove(descriptor)
+            os.close(descriptor)
 
 
 def _acquire(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _opened(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         reason = error.strerror or str(error)
         raise RegistryError(f"cannot open {path} for writing ({reason}); check the folder's owner and mode") from error
@@ -115,15 +131,15 @@ def _acquire(path: Path) -> int:
             body = _body(path)
             waited = time.monotonic() - started
             if waited > (_ORPHAN_SECONDS if _dead(body) else _PATIENCE_SECONDS):
-                os.close(descriptor)
+                _close(descriptor)
                 raise RegistryBusy(_busy(path, body)) from None
             time.sleep(0.05)
         except OSError as error:
-            os.close(descriptor)
+            _close(descriptor)
             raise RegistryError(f"the file system of {path} cannot lock files ({error.strerror}); move it") from error
     body = _body(path)
     if body and not _this_machine(body):
-        os.close(descriptor)
+        _close(descriptor)
         raise RegistryBusy(
             f"{_who(body)} on another machine never let go of {path.parent.parent}, and locks of another machine may "
             f"not be seen from here; if that process has ended, empty the lock file: `: > {path}`"
@@ -178,10 +194,10 @@ def _boot() -> str:
 
 def _let_go_after_fork() -> None:
     # A forked worker must not keep the lock of a parent that died.
-    for descriptor in (*_held.values(), *_lent):
+    for descriptor in _open:
         os.close(descriptor)
+    _open.clear()
     _held.clear()
-    _lent.clear()
     _guard.release()
 
 

@@ -82,6 +82,18 @@ def test_a_fault_leaves_the_old_or_the_new_and_loses_nothing(
 
 
 @pytest.mark.slow
+def test_dvc_is_ended_where_a_full_disk_keeps_it_from_ending(prepared: Prepare, tmp_path: Path) -> None:
+    """Its SQLite cannot write, and it would ask it again for ever."""
+    if not faults.can_mount(tmp_path):
+        pytest.skip("needs a file system of its own")
+    twin, base = prepared("next")
+    filled = step(twin, "dvc commit", "open .dvc/cache/runs")
+    fault = Fault(faults.FILLED, "dvc commit", filled, "fill", spare=65536, mounted=True)
+    outcome = inject(by_name("next"), fault, twin, base, tmp_path / "case")
+    assert (outcome.hit, outcome.survived, outcome.violations) == (True, "old", [])
+
+
+@pytest.mark.slow
 def test_a_git_that_is_killed_has_not_said_no(prepared: Prepare, tmp_path: Path) -> None:
     """The one that asks whether the rollback's commit is there: taken for a no, the folders would stay behind HEAD."""
     twin, base = prepared("rollback")
