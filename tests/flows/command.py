@@ -10,16 +10,17 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_SECONDS = 240
 _PRELOADED = multiprocessing.get_context("forkserver")
 _PRELOADED.set_forkserver_preload(["transformers.models.llama.modeling_llama", "transformers.trainer"])
-"""Most of what a command takes is to import torch and transformers, some 8 s of processor time: here they are imported
-once, and each command is a fork. Our own packages, Prefect, MLflow and DVC are imported anew. `start` forks nothing."""
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+"""Most of what a command takes is to import torch, transformers and what they bring along, some 8 s of processor time:
+here they are imported once, and a command is a fork. Our own packages, Prefect, MLflow and DVC are imported anew."""
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -32,24 +33,49 @@ def environment(**extra: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def flywheel(*arguments: str | Path, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `flywheel <arguments>`; the test fails unless it exits with `code`."""
+def flywheel(
+    *arguments: str | Path, code: int = 0, cwd: Path | None = None, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run `flywheel <arguments>`; the test fails unless it exits with `code`.
+
+    `fresh`: by an interpreter of its own, as a user would, not by a fork. Of two runs that must agree one is: forks of
+    one process share the seed of string hashes, so that sets have the same order in all of them.
+    """
+    told = [str(argument) for argument in arguments]
+    if fresh:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *told], capture_output=True, text=True, env=environment(), cwd=cwd,
+            stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False,
+        )  # fmt: skip
+    else:
+        done = _forked(told, cwd or Path.cwd())
+    assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def _forked(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        told = [str(argument) for argument in arguments]
-        process = _PRELOADED.Process(target=_become, args=(told, environment(), cwd or Path.cwd(), out, err))
+        out.touch()
+        err.touch()
+        process = _PRELOADED.Process(target=_become, args=(arguments, environment(), cwd, out, err))
         process.start()
-        process.join(240)
-        if process.exitcode is None:
+        try:
+            process.join(_SECONDS)
+            late = process.is_alive()
+        finally:
+            # Left alive it would hold up the end of the tests.
             process.kill()
+            process.join()
         said = [path.read_text(encoding="utf-8") for path in (out, err)]
-    assert process.exitcode == code, f"exit {process.exitcode}, expected {code}\n{said[0]}\n{said[1]}"
-    return subprocess.CompletedProcess(told, code, *said)
+    assert not late, f"not done after {_SECONDS} s\n{said[0]}\n{said[1]}"
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(arguments, process.exitcode, *said)
 
 
 def _become(arguments: list[str], environment: dict[str, str], cwd: Path, out: Path, err: Path) -> None:
     """Turn this process into `python -m flows.cli <arguments>`."""
-    for target, path, flags in ((0, Path(os.devnull), os.O_RDONLY), (1, out, _WRITE), (2, err, _WRITE)):
+    for target, path, flags in ((0, Path(os.devnull), os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
         descriptor = os.open(path, flags)
         os.dup2(descriptor, target)
         os.close(descriptor)
@@ -61,12 +87,14 @@ def _become(arguments: list[str], environment: dict[str, str], cwd: Path, out: P
     try:
         runpy.run_module("flows.cli", run_name="__main__", alter_sys=True)
     finally:
-        atexit._run_exitfuncs()  # multiprocessing would leave them out
+        # As an interpreter ends; multiprocessing would leave the second out.
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
 
 
-def flywheel_json(*arguments: str | Path) -> Any:
+def flywheel_json(*arguments: str | Path, fresh: bool = False) -> Any:
     """The one document that `--json` puts on stdout."""
-    return json.loads(flywheel(*arguments, "--json").stdout)
+    return json.loads(flywheel(*arguments, "--json", fresh=fresh).stdout)
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:

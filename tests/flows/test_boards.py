@@ -99,7 +99,7 @@ def test_killed_in_any_stage_it_ends_with_the_digests_of_one_left_alone(
 ) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(campaign[0], alone, symlinks=True)
-    flywheel("run", "--registry", alone, "-n", "1")
+    flywheel("run", "--registry", alone, "-n", "1", fresh=True)
     for shards, stage in enumerate(("generate", "train", "evaluate"), 1):
         run = start("run", "--registry", copy, "-n", "1", "--set", f"execution.shards={shards}")
         try:
@@ -239,7 +239,7 @@ def test_strength_by_generation_adds_up_and_repeats(campaign: tuple[Path, dict[s
             f" AND list_contains([first, second], 'gen/{row['generation']}@32')",
         )
         assert row["against_perfect"]["value"] == pytest.approx(wins[0]["share"])
-    flywheel(*asked, tmp_path / "two")
+    flywheel(*asked, tmp_path / "two", fresh=True)
     for name in ("README.md", "strength.json", "strength.svg"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert "# Hex 3 x 3 from nothing" in (tmp_path / "one" / "README.md").read_text()

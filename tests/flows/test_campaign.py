@@ -134,7 +134,7 @@ def third(campaign: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPa
     """What generation 3 of the campaign is made of when nothing disturbs it."""
     registry = tmp_path_factory.mktemp("third") / "registry"
     shutil.copytree(campaign[0], registry, symlinks=True)
-    flywheel("run", "--registry", registry, "-n", "1")
+    flywheel("run", "--registry", registry, "-n", "1", fresh=True)
     third: dict[str, Any] = made(registry)["0003"]
     return third
 

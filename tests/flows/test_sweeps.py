@@ -250,7 +250,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     until(lambda: (first / ".git" / "refs" / "tags" / "gen" / "0001").exists() or process.poll() is not None, 200)
     process.kill()
     process.communicate()
-    return Swept(path, out, _tag(first, 1), flywheel_json("sweep", path, "-o", out))
+    return Swept(path, out, _tag(first, 1), flywheel_json("sweep", path, "-o", out, fresh=True))
 
 
 @pytest.mark.slow
