@@ -34,7 +34,7 @@ CONFIG = """\
 LINKS = "hardlink,symlink,copy"
 """Linked read-only where the file system can; nothing is ever edited in place."""
 # -P: the registry's folders must not stand in for Python packages of the same name.
-PROGRAM = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
+_PROGRAM = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
 _FULL_BYTES = 2**20
 """With less than this DVC's databases may not grow."""
 _LOOK_SECONDS = 1.0
@@ -80,13 +80,14 @@ def push(registry: Registry) -> None:
 
 
 def run(registry: Registry, *arguments: str) -> str:
-    """Run `dvc <arguments>` in the registry; its standard output. Raises FlywheelError with DVC's own words."""
+    """Run `dvc <arguments>` in the registry; its standard output. Raises FlywheelError with DVC's own words,
+    StorageFull where it cannot end for want of space."""
     settings = {
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "1",
         "DVC_SITE_CACHE_DIR": str(registry.layout.local / "dvc"),
     }
-    command = [*PROGRAM, *arguments]
+    command = [*_PROGRAM, *arguments]
     with lock.lent(registry.root) as descriptors:
         child = subprocess.Popen(
             command,
