@@ -250,7 +250,8 @@ def test_what_flywheel_and_dvc_write_is_not_refused(fresh: Fresh, s3: S3, tmp_pa
         remote_settings.name_data(registry, address, endpoint)
         config = (registry.root / ".dvc" / "config").read_text(encoding="utf-8")
         assert remote_settings.check_foreign(config) == []
-        assert " ".join(dvc.run(registry, "remote", "list").split()) == f"data {address} (default)"
+        # DVC folds a long address, also where it has no space.
+        assert "".join(dvc.run(registry, "remote", "list").split()) == f"data{address}(default)".replace(" ", "")
         assert remotes.default(registry) == remotes.Remote("data", address)
     dvc.run(registry, "remote", "add", "-q", "-d", "mine", "s3://bucket/x")
     dvc.run(registry, "remote", "modify", "-q", "mine", "region", "eu-north-1")
