@@ -6,7 +6,6 @@ process. Calls wait for another DVC of the user's (`--wait-for-lock`) rather tha
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -102,10 +101,9 @@ def run(registry: Registry, *arguments: str) -> str:
     with child:
         try:
             out, err = _heard(child, registry.root, arguments[0])
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
+        finally:
+            if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
-            raise
     result = subprocess.CompletedProcess(command, child.returncode, out, err)
     if result.returncode != 0:
         raise git.failed("dvc", registry.root, arguments, result)

@@ -85,6 +85,8 @@ class Against:
     student_flops: float
     difference: Interval
     """The student's greedy accuracy less the control's."""
+    ahead: int
+    """Seeds in which it is above 0."""
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> tuple[Gain, ...]:
@@ -113,6 +115,7 @@ def against_controls(rows: Sequence[dict[str, Any]]) -> tuple[Against, ...]:
             controls.setdefault((row["cell"], row["control"]), []).append(row)
     for (cell, control), held in controls.items():
         mine = [students[cell, row["seed"], newest[cell, row["seed"]]] for row in held]
+        differences = [one["value"] - other["value"] for one, other in zip(mine, held, strict=True)]
         found.append(
             Against(
                 cell,
@@ -123,7 +126,8 @@ def against_controls(rows: Sequence[dict[str, Any]]) -> tuple[Against, ...]:
                 _average([row["invested"] for row in held]),
                 _mean([row["value"] for row in mine]),
                 _average([row["invested"] for row in mine]),
-                _mean([one["value"] - other["value"] for one, other in zip(mine, held, strict=True)]),
+                _mean(differences),
+                sum(difference > 0 for difference in differences),
             )
         )
     return tuple(found)

@@ -136,9 +136,10 @@ def _controls(fits: TextFits) -> str:
     rows = [
         [each.cell, each.control, f"{each.seeds}", f"{each.control_flops:.3g}",
          f"{each.control_budget} samples" if each.control_budget else "at once", f"{each.control_accuracy.value:.1%}",
-         f"{each.student_flops:.3g}", f"{each.student_accuracy.value:.1%}", points(each.difference)]
+         f"{each.student_flops:.3g}", f"{each.student_accuracy.value:.1%}", points(each.difference),
+         f"{each.ahead} of {each.seeds}"]
         for each in fits.controls
     ]  # fmt: skip
     head = ["cell", "control", "seeds", "its FLOPs", "it answers", "solved by it", "the flywheel's FLOPs",
-            "solved by it at once", "flywheel less control, points"]  # fmt: skip
+            "solved by it at once", "flywheel less control, points", "seeds ahead"]  # fmt: skip
     return table(head, rows)

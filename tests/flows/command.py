@@ -87,8 +87,10 @@ def _become(arguments: list[str], environment: dict[str, str], cwd: Path, out: P
     try:
         runpy.run_module("flows.cli", run_name="__main__", alter_sys=True)
     finally:
-        # As an interpreter ends; multiprocessing would leave the second out.
-        threading._shutdown()  # type: ignore[attr-defined]
+        # As an interpreter ends: its threads, then these, which multiprocessing leaves out.
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
         atexit._run_exitfuncs()
 
 

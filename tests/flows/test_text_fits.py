@@ -228,6 +228,7 @@ def test_a_control_is_compared_by_seed(fits: TextFits, made: list[dict[str, Any]
     ]
     assert (against.cell, against.control, against.seeds) == ("w64-s4", "no-search", 3)
     assert against.difference.value == pytest.approx(np.mean(last) - 0.1)
+    assert against.ahead == sum(value > 0.1 for value in last)
     assert against.control_flops == pytest.approx(against.student_flops)
     assert "controls" not in fits.reasons
     assert json.loads(json.dumps(fits.as_dict(), allow_nan=False))["controls"][0]["control"] == "no-search"
